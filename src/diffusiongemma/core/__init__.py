@@ -1,0 +1,1 @@
+"""Words that every room shares: shape letters, errors, devices, the logger."""
