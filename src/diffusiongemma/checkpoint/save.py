@@ -1,0 +1,120 @@
+"""A network -> a checkpoint folder that transformers opens.
+
+The folder appears whole or not at all: files are written to a sibling and renamed.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffusiongemma.checkpoint import names
+from diffusiongemma.checkpoint.config import to_hf
+from diffusiongemma.checkpoint.load import INDEX, SINGLE
+from diffusiongemma.core.errors import CheckpointError
+from diffusiongemma.model.model import DiffusionGemma
+
+
+def save_model(
+    model: DiffusionGemma,
+    folder: str | os.PathLike[str],
+    *,
+    extra: dict[str, Any] | None = None,
+    copy: tuple[Path, ...] = (),
+    shard_bytes: int = 4_900_000_000,
+    overwrite: bool = False,
+) -> Path:
+    """Write config.json and the weights, in as many shards as needed.
+
+    Args:
+        model: the network.
+        folder: where to; it must not exist, or be empty, unless `overwrite`.
+        extra: further JSON files, name to content, such as `generation_config.json`.
+        copy: files to copy beside, such as the tokenizer.
+        shard_bytes: the most that one file may hold; a single larger tensor gets a file of its own.
+        overwrite: replace a folder that is there.
+
+    Returns:
+        the folder.
+
+    Raises:
+        CheckpointError: the folder is in the way, or cannot be written.
+    """
+    target = Path(folder)
+    if target.exists() and not (target.is_dir() and (overwrite or not any(target.iterdir()))):
+        raise CheckpointError(f"{target} exists; choose another folder or pass overwrite=True")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written: {error.strerror}") from error
+    try:
+        dtype = str(model.dtype).removeprefix("torch.")
+        _write_json(scratch / "config.json", to_hf(model.config) | {"dtype": dtype})
+        for name, content in (extra or {}).items():
+            _write_json(scratch / name, content)
+        for file in copy:
+            shutil.copyfile(file, scratch / file.name)
+        _write_weights(model, scratch, shard_bytes)
+        scratch.chmod(0o755)
+        _swap(scratch, target)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{target} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_weights(model: DiffusionGemma, folder: Path, shard_bytes: int) -> None:
+    tensors = {names.to_there(here): value for here, value in model.state_dict().items()}
+    shards = list(_shards(tensors, shard_bytes))
+    table, total = {}, 0
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else SINGLE
+        # One shard at a time leaves the device, and views of a mapped file become whole tensors.
+        ready = {key: value.detach().cpu().contiguous() for key, value in shard.items()}
+        save_file(ready, folder / name, metadata={"format": "pt"})
+        table |= dict.fromkeys(shard, name)
+        total += sum(value.nbytes for value in shard.values())
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": table}
+        _write_json(folder / INDEX, index)
+
+
+def _shards(tensors: dict[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        if shard and size + tensor.nbytes > limit:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor
+        size += tensor.nbytes
+    yield shard
+
+
+def _swap(scratch: Path, target: Path) -> None:
+    """Put the new folder in the old one's place; the old one is kept until the new one is there."""
+    if not target.exists():
+        scratch.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    target.rename(old / target.name)
+    try:
+        scratch.rename(target)
+    except OSError:
+        (old / target.name).rename(target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

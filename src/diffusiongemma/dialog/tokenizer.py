@@ -1,0 +1,147 @@
+"""Text to token ids and back, for the one tokenizer file that a checkpoint ships.
+
+Knows the `tokenizers` library and which tokens are control tokens. Does not know messages,
+templates or pictures, and never adds a BOS: the chat template writes its own.
+"""
+
+import json
+import re
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import tokenizers
+
+from diffusiongemma.core.errors import CheckpointError, InputError
+
+# Gemma 4 writes its marks as <|name>, <name|> or <|name|>. A checkpoint may forget to flag one of
+# them as special, so the shape counts as well as the flag.
+_MARK = re.compile(r"<\|.+>|<.+\|>", re.DOTALL)
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+class Tokenizer:
+    """Encode and decode; safe to share between threads.
+
+    User text that spells a control token, such as `<turn|>`, becomes that token in `encode(text)`:
+    this is what the reference does with a rendered template. `encode(text, special=False)` is the
+    other way, and `Chat.render(..., guard=True)` uses it for what users wrote.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._literal: tokenizers.Tokenizer | None = None
+        self._lock = threading.Lock()
+        added = backend.get_added_tokens_decoder()
+        self._control = {
+            token.content: number
+            for number, token in added.items()
+            if token.special or _MARK.fullmatch(token.content)
+        }
+        self._control_ids = frozenset(self._control.values())
+
+    @classmethod
+    def from_folder(cls, path: Path) -> "Tokenizer | None":
+        """Read `tokenizer.json`; None where the folder has none.
+
+        Raises:
+            CheckpointError: the file is there and cannot be used.
+        """
+        file = Path(path) / "tokenizer.json"
+        if not file.is_file():
+            return None
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(file)))
+        except Exception as error:  # the library raises a bare Exception
+            raise CheckpointError(
+                f"{file} is not a tokenizer that the tokenizers library can read ({error}); "
+                "fetch the file again."
+            ) from error
+
+    @property
+    def size(self) -> int:
+        """One more than the highest id, where the vocabulary has no holes."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def control(self) -> dict[str, int]:
+        """Every control token and its id."""
+        return dict(self._control)
+
+    def id(self, token: str) -> int | None:
+        """The id of one token by its exact name, or None."""
+        return self._backend.token_to_id(token)
+
+    def token(self, number: int) -> str | None:
+        """The name of one id, or None."""
+        if number < 0:
+            return None
+        return self._backend.id_to_token(number)
+
+    def is_control(self, number: int) -> bool:
+        """Whether this id is a control token, which never shows in plain text."""
+        return number in self._control_ids
+
+    def is_byte(self, number: int) -> bool:
+        """Whether this id is one raw byte of a longer character (byte fallback, `<0xE2>`)."""
+        token = self.token(number)
+        return token is not None and _BYTE.fullmatch(token) is not None
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Ids of a text, without BOS.
+
+        Args:
+            text: what to encode.
+            special: recognise control tokens spelled in the text. False: they are ordinary
+                characters, so a text cannot end a turn or start a tool call.
+
+        Raises:
+            InputError: the text holds half of a surrogate pair, which is no character.
+        """
+        backend = self._backend if special else self._without_control()
+        try:
+            return list(backend.encode(text, add_special_tokens=False).ids)
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"a text holds a lone surrogate at character {error.start}, which is no Unicode "
+                "character; decode its source as UTF-8 before passing it."
+            ) from error
+
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
+        """Text of ids. Ids beyond the vocabulary have no text.
+
+        Args:
+            ids: token ids.
+            special: show control tokens by name; False leaves them out.
+
+        Raises:
+            InputError: an id is negative or no 32-bit number.
+        """
+        kept = [int(number) for number in ids]
+        if not special:
+            kept = [number for number in kept if number not in self._control_ids]
+        try:
+            return self._backend.decode(kept, skip_special_tokens=not special)
+        except OverflowError as error:
+            wrong = next(number for number in kept if not 0 <= number < 2**32)
+            raise InputError(
+                f"token id {wrong} is not in the vocabulary; pass ids from 0 to {self.size - 1}."
+            ) from error
+
+    def _without_control(self) -> tokenizers.Tokenizer:
+        """A twin that reads control tokens as text; made once, when first asked for.
+
+        The library's switch is state of the tokenizer, not an argument, so a shared one would race.
+        """
+        with self._lock:
+            if self._literal is None:
+                plan = json.loads(self._backend.to_str())
+                for token in plan["added_tokens"]:
+                    # The switch only sees tokens flagged special.
+                    token["special"] = token["content"] in self._control
+                twin = tokenizers.Tokenizer.from_str(json.dumps(plan))
+                twin.encode_special_tokens = True
+                self._literal = twin
+            return self._literal

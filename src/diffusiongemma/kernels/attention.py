@@ -1,0 +1,33 @@
+"""Attention of one row's queries over the keys that this row can see.
+
+Contract: softmax(q @ k.T) @ v with scale 1 (queries and keys are normed, so Gemma divides by
+nothing), softmax in float32, query heads shared evenly among key heads. `mask_TC` is True where a
+query may look; None means everywhere. Output in the dtype of the queries.
+
+It is called once per row, with exactly that row's keys: keys are never padded, so neighbours in a
+batch cannot change a row's bits.
+"""
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def attend(
+    q_TNH: Float[Tensor, "T N H"],
+    k_KCH: Float[Tensor, "K C H"],
+    v_KCH: Float[Tensor, "K C H"],
+    mask_TC: Bool[Tensor, "T C"] | None = None,
+) -> Float[Tensor, "T N H"]:
+    """Attend from T queries to C keys.
+
+    Query head n reads key head n // (N / K). The heads of one group are folded into the query
+    axis, so keys and values are never repeated in memory.
+    """
+    tokens, heads, width = q_TNH.shape
+    groups = heads // k_KCH.shape[0]
+    q = q_TNH.view(tokens, -1, groups, width).permute(1, 2, 0, 3)
+    q = q.reshape(1, -1, groups * tokens, width)
+    mask = None if mask_TC is None else mask_TC.repeat(groups, 1)
+    out = F.scaled_dot_product_attention(q, k_KCH[None], v_KCH[None], attn_mask=mask, scale=1.0)
+    return out.view(-1, groups, tokens, width).permute(2, 0, 1, 3).reshape(tokens, heads, width)

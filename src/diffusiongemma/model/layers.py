@@ -1,0 +1,66 @@
+"""The small parts: RMS norm, embedding table, gated feed-forward."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from diffusiongemma.kernels.linear import linear
+from diffusiongemma.kernels.norm_rope import rms_norm
+
+
+class Linear(nn.Module):
+    """A weight without bias; rows of the product do not depend on the batch."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+
+    def forward(self, x_SD: Float[Tensor, "S D"]) -> Float[Tensor, "S F"]:
+        """x @ weight.T"""
+        return linear(x_SD, self.weight)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, computed in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x_SD: Float[Tensor, "*axes D"]) -> Float[Tensor, "*axes D"]:
+        """Norm over the last axis."""
+        return rms_norm(x_SD, self.weight, self.eps)
+
+
+class Embedding(nn.Module):
+    """The table that reads tokens in, and, tied, reads the vocabulary out."""
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocabulary, width))
+
+    @property
+    def scale(self) -> Tensor:
+        """sqrt(D), rounded to the weights' dtype: 2816 channels in bfloat16 give 53, not 53.07."""
+        root = torch.tensor(self.weight.shape[1] ** 0.5, device=self.weight.device)
+        return root.to(self.weight.dtype)
+
+    def forward(self, ids: Int[Tensor, "*axes"]) -> Float[Tensor, "*axes D"]:
+        """Scaled embeddings of tokens."""
+        return F.embedding(ids, self.weight) * self.scale
+
+
+class FeedForward(nn.Module):
+    """down(gelu_tanh(gate(x)) * up(x))."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = Linear(width, hidden)
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width)
+
+    def forward(self, x_SD: Float[Tensor, "S D"]) -> Float[Tensor, "S D"]:
+        """Each row by itself."""
+        return self.down(F.gelu(self.gate(x_SD), approximate="tanh") * self.up(x_SD))

@@ -1,0 +1,86 @@
+"""Who may look at whom. Every mask of the model is drawn here; a test parses these pictures.
+
+Rows are queries, columns are keys, 1 means "may look". All masks are made for one row of a batch
+from the positions of its queries and keys, so there is no padding to think of.
+"""
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+def causal(query_T: Int[Tensor, " T"], key_C: Int[Tensor, " C"]) -> Bool[Tensor, "T C"]:
+    """A token sees itself and everything before it (encoder, full layers).
+
+    Two tokens are in the context, three are encoded:
+
+        1 1 1 0 0
+        1 1 1 1 0
+        1 1 1 1 1
+    """
+    return key_C[None, :] <= query_T[:, None]
+
+
+def window(
+    query_T: Int[Tensor, " T"], key_C: Int[Tensor, " C"], size: int
+) -> Bool[Tensor, "T C"]:
+    """A token sees itself and the `size` - 1 tokens before it (encoder, sliding layers).
+
+    Two tokens are in the context, three are encoded, the window is 3:
+
+        1 1 1 0 0
+        0 1 1 1 0
+        0 0 1 1 1
+    """
+    return causal(query_T, key_C) & (key_C[None, :] > query_T[:, None] - size)
+
+
+def overlay(
+    mask_TC: Bool[Tensor, "T C"], query_span_T: Int[Tensor, " T"], key_span_C: Int[Tensor, " C"]
+) -> Bool[Tensor, "T C"]:
+    """Tokens of one image also see each other, both ways, however far apart (encoder, all layers).
+
+    The window of 3 above, six tokens encoded at once, the middle four of one image:
+
+        1 0 0 0 0 0
+        1 1 1 1 1 0
+        1 1 1 1 1 0
+        0 1 1 1 1 0
+        0 1 1 1 1 0
+        0 0 0 1 1 1
+
+    Args:
+        mask_TC: the causal or window mask.
+        query_span_T: number of the image a query belongs to, -1 for text.
+        key_span_C: the same for keys.
+    """
+    same = query_span_T[:, None] == key_span_C[None, :]
+    return mask_TC | (same & (query_span_T >= 0)[:, None])
+
+
+def canvas_sees(context_length: int, size: int | None) -> slice:
+    """The context that a canvas reads, the same for every position of it (denoiser).
+
+    A rectangle, neither a staircase nor a band: the canvas of three sees itself whole and, on
+    sliding layers, the last `size` - 1 tokens of the context. Here the context has four tokens and
+    the window is 3:
+
+        0 0 1 1 1 1 1
+        0 0 1 1 1 1 1
+        0 0 1 1 1 1 1
+
+    So there is no mask to build, only keys to leave out.
+
+    Args:
+        context_length: tokens encoded so far.
+        size: the window, or None on full layers.
+    """
+    first = 0 if size is None else max(0, context_length - (size - 1))
+    return slice(first, context_length)
+
+
+def spans(is_image_T: Bool[Tensor, " T"]) -> Int[Tensor, " T"]:
+    """Number the runs of image tokens 0, 1, 2 ... in order; text is -1."""
+    before = torch.cat([is_image_T.new_zeros(1), is_image_T[:-1]])
+    number = (is_image_T & ~before).long().cumsum(0) - 1
+    return torch.where(is_image_T, number, -1)

@@ -1,0 +1,309 @@
+"""DiffusionGemma: one set of weights that reads causally and drafts bidirectionally.
+
+The trunk is run in two ways. `encode` is causal and writes keys and values into a context;
+`denoise` refines a canvas over a context that it only reads. Shapes in, shapes out: this file knows
+no strings, no requests, no sampling, and chooses no device.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from diffusiongemma.core.errors import ContextError, InputError
+from diffusiongemma.core.patches import Patches
+from diffusiongemma.kernels import readout as reading
+from diffusiongemma.kernels.norm_rope import frequencies, rotation
+from diffusiongemma.model import masks
+from diffusiongemma.model.block import Block
+from diffusiongemma.model.config import ModelConfig
+from diffusiongemma.model.context import Context
+from diffusiongemma.model.layers import Embedding, RMSNorm
+from diffusiongemma.model.passes import Denoise, Encode, Pass
+from diffusiongemma.model.selfcond import SelfConditioning
+from diffusiongemma.model.vision import Vision
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Embedded tokens, ready to encode.
+
+    Attributes:
+        embedded_BTD: token embeddings and, in their places, the soft tokens of images.
+        span_BT: number of the image that a token belongs to within its row, -1 for text.
+    """
+
+    embedded_BTD: Float[Tensor, "B T D"]
+    span_BT: Int[Tensor, "B T"]
+
+    def cut(self, start: int, stop: int) -> "Inputs":
+        """The columns from `start` to `stop`, to encode a prompt in chunks.
+
+        Raises:
+            InputError: a border lies inside an image, whose tokens must see each other.
+        """
+        for border in (start, stop):
+            if self.splits(border):
+                raise InputError(f"a chunk must not begin or end inside an image, at {border}")
+        return replace(
+            self,
+            embedded_BTD=self.embedded_BTD[:, start:stop],
+            span_BT=self.span_BT[:, start:stop],
+        )
+
+    def splits(self, border: int) -> bool:
+        """Whether a cut before column `border` would go through an image."""
+        if not 0 < border < self.span_BT.shape[1]:
+            return False
+        before, after = self.span_BT[:, border - 1], self.span_BT[:, border]
+        return bool(((before == after) & (after >= 0)).any())
+
+
+class DiffusionGemma(nn.Module):
+    """The network. See the module docstring; weights come from `checkpoint.load`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(
+            Block(config, layer, number) for number, layer in enumerate(config.layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_conditioning = SelfConditioning(
+            config.hidden_size, config.intermediate_size, config.rms_norm_eps
+        )
+        self.vision = None if config.vision is None else Vision(config.vision, config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The format of the embedding table, and so of the residual stream."""
+        return self.embedding.weight.dtype
+
+    def context(self, rows: int = 1, capacity: int | None = None) -> Context:
+        """An empty context.
+
+        Args:
+            rows: B.
+            capacity: tokens a row, in storage made at once and written in place; None grows as
+                needed and is safe for autograd.
+        """
+        return Context.empty(self.config, rows, capacity, self.device, self.dtype)
+
+    def embed(
+        self, ids_BT: Int[Tensor, "B T"], images: Sequence[Patches] | None = None
+    ) -> Inputs:
+        """Embed tokens; image placeholders become the soft tokens of the images, in order.
+
+        Args:
+            ids_BT: token ids, padded at the end with any valid id where rows are ragged.
+            images: the images of all rows, row by row, in order of appearance.
+
+        Raises:
+            InputError: an id is out of range, or placeholders and soft tokens differ in number.
+        """
+        self._check_ids(ids_BT)
+        embedded = self.embedding(ids_BT)
+        is_image = torch.zeros_like(ids_BT, dtype=torch.bool)
+        if self.config.image_token_id is not None:
+            is_image = ids_BT == self.config.image_token_id
+        places = int(is_image.sum())
+        if images or places:
+            soft = self._soft_tokens(images or ())
+            if soft.shape[0] != places:
+                raise InputError(
+                    f"the prompt has {places} image placeholder tokens, but its {len(images or ())}"
+                    f" image(s) make {soft.shape[0]} soft tokens; give one image per placeholder "
+                    "run, of the same length"
+                )
+            embedded = embedded.masked_scatter(is_image[..., None], soft.to(embedded.dtype))
+        span_BT = torch.full_like(ids_BT, -1)
+        if self.config.image_spans_see_themselves:
+            span_BT = torch.stack([masks.spans(row) for row in is_image])
+        return Inputs(embedded, span_BT)
+
+    def encode(
+        self, inputs: Inputs, context: Context, lengths_B: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Read tokens causally and write their keys and values into the context.
+
+        Args:
+            inputs: from `embed`; a chunk never ends inside an image.
+            context: one row for each row of the inputs.
+            lengths_B: true tokens of each row, 0 to T; None means T. The rest is padding, which is
+                never computed or written.
+
+        Returns:
+            hidden states after the final norm, zeros at padding.
+
+        Raises:
+            InputError: shapes do not fit each other.
+            ContextError: a row has no room, or an earlier encode of it was interrupted.
+        """
+        rows, tokens = inputs.span_BT.shape
+        lengths = [tokens] * rows if lengths_B is None else [int(n) for n in lengths_B.tolist()]
+        self._check_encode(lengths, tokens, context)
+        spans = [span[:n] for span, n in zip(inputs.span_BT, lengths, strict=True)]
+        packed = [row[:n] for row, n in zip(inputs.embedded_BTD, lengths, strict=True)]
+        through = Encode(self.config, context, spans)
+        for row in context.rows:
+            row.torn = True  # until every layer has written
+        hidden_SD = self._trunk(torch.cat(packed), through)
+        through.finish()
+        parts = hidden_SD.split(lengths)
+        padded = [
+            torch.cat([part, part.new_zeros(tokens - len(part), part.shape[1])]) for part in parts
+        ]
+        return torch.stack(padded)
+
+    def denoise(
+        self,
+        canvas_BL: Int[Tensor, "B L"],
+        soft_BLD: Float[Tensor, "B L D"] | None,
+        context: Context,
+    ) -> Float[Tensor, "B L D"]:
+        """Refine a canvas bidirectionally over the context, which stays as it is.
+
+        Args:
+            canvas_BL: the canvas, noise and all.
+            soft_BLD: expected embeddings of the step before; None is exactly all zeros.
+            context: one row for each canvas row.
+
+        Returns:
+            hidden states after the final norm.
+
+        Raises:
+            InputError: shapes do not fit each other, or an id is out of range.
+            ContextError: the canvas would pass the longest context.
+        """
+        rows, width = canvas_BL.shape
+        self._check_ids(canvas_BL)
+        self._check_denoise(canvas_BL, soft_BLD, context)
+        embedded = self.embedding(canvas_BL).reshape(rows * width, -1)
+        soft_SD = torch.zeros_like(embedded)
+        if soft_BLD is not None:
+            soft_SD = soft_BLD.to(embedded.dtype).reshape(rows * width, -1)
+        x_SD = self.self_conditioning(embedded, soft_SD)
+        hidden_SD = self._trunk(x_SD, Denoise(self.config, context, width))
+        return hidden_SD.view(rows, width, -1)
+
+    def readout(
+        self,
+        hidden_BLD: Float[Tensor, "B L D"],
+        temperature_B: Float[Tensor, " B"],
+        uniform_BL: Float[Tensor, "B L"],
+        shaper: reading.Shaper | None = None,
+        ask: reading.Ask | None = None,
+    ) -> reading.Readout:
+        """Everything the process wants to know of the vocabulary; see `kernels.readout`."""
+        return reading.readout(
+            hidden_BLD,
+            self.embedding.weight,
+            cap=self.config.final_logit_softcapping,
+            scale=self.embedding.scale,
+            temperature_B=temperature_B,
+            uniform_BL=uniform_BL,
+            shaper=shaper,
+            ask=ask,
+        )
+
+    def logits(self, hidden_BLD: Float[Tensor, "B L D"]) -> Float[Tensor, "B L V"]:
+        """Softcapped logits, float32: the slow truth behind `readout`."""
+        flat = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
+        capped = reading.softcapped(
+            flat, self.embedding.weight, self.config.final_logit_softcapping
+        )
+        return capped.view(*hidden_BLD.shape[:-1], -1)
+
+    def soften(
+        self,
+        logits_BLV: Float[Tensor, "B L V"],
+        temperature_B: Float[Tensor, " B"] | None = None,
+    ) -> Float[Tensor, "B L D"]:
+        """softmax(logits / T) @ E * sqrt(D): the expected embedding, as `denoise` takes it."""
+        if temperature_B is not None:
+            logits_BLV = logits_BLV / temperature_B[:, None, None]
+        probability = logits_BLV.softmax(-1, dtype=torch.float32)
+        return reading.expected_embedding(probability, self.embedding.weight, self.embedding.scale)
+
+    def _trunk(self, x_SD: Float[Tensor, "S D"], through: Pass) -> Float[Tensor, "S D"]:
+        config, turns = self.config, {}
+        for number, block in enumerate(self.blocks):
+            layer = config.layers[number]
+            kind = (layer.sliding, layer.head_dim)
+            if kind not in turns:
+                theta = config.rope_theta_sliding if layer.sliding else config.rope_theta_full
+                partial = 1.0 if layer.sliding else config.partial_rotary_factor
+                pace = frequencies(layer.head_dim, theta, partial, x_SD.device)
+                turns[kind] = rotation(through.positions_S, pace)
+            x_SD = block(x_SD, turns[kind], through)
+        return self.norm(x_SD)
+
+    def _soft_tokens(self, images: Sequence[Patches]) -> Float[Tensor, "S D"]:
+        if images and self.vision is None:
+            raise InputError(
+                f"{len(images)} image(s) were given, but this checkpoint has no vision tower"
+            )
+        if not images or self.vision is None:
+            return torch.zeros(0, self.config.hidden_size, device=self.device, dtype=self.dtype)
+        moved = [Patches(*(part.to(self.device) for part in image)) for image in images]
+        return torch.cat([self.vision(image) for image in moved])
+
+    def _check_ids(self, ids: Int[Tensor, "B T"]) -> None:
+        if ids.device.type != "cpu" or ids.numel() == 0:
+            return  # a look at the values would stall a GPU; its doors check on the host
+        low, high = (int(edge) for edge in ids.aminmax())
+        if low < 0 or high >= self.config.vocab_size:
+            raise InputError(
+                f"token ids must lie in 0 to {self.config.vocab_size - 1}, got {low} to {high}"
+            )
+
+    def _check_encode(self, lengths: list[int], tokens: int, context: Context) -> None:
+        if len(lengths) != len(context.rows):
+            raise InputError(
+                f"{len(lengths)} rows of tokens were given for a context of "
+                f"{len(context.rows)} rows"
+            )
+        if sum(lengths) == 0 or not all(0 <= n <= tokens for n in lengths):
+            raise InputError(
+                f"lengths must lie in 0 to {tokens}, not all of them 0, got {lengths}"
+            )
+        for number, (row, length) in enumerate(zip(context.rows, lengths, strict=True)):
+            if row.torn:
+                raise ContextError(
+                    f"an encode of row {number} was interrupted; truncate the row to 0 or make a "
+                    "new context"
+                )
+            if row.length + length > row.room:
+                raise ContextError(
+                    f"row {number} holds {row.length} tokens and {length} more were given, but it "
+                    f"has room for {row.room}; shorten the prompt or make a larger context"
+                )
+
+    def _check_denoise(
+        self, canvas_BL: Tensor, soft_BLD: Tensor | None, context: Context
+    ) -> None:
+        rows, width = canvas_BL.shape
+        if rows != len(context.rows):
+            raise InputError(
+                f"{rows} canvas rows were given for a context of {len(context.rows)} rows"
+            )
+        expected = (rows, width, self.config.hidden_size)
+        if soft_BLD is not None and soft_BLD.shape != expected:
+            raise InputError(f"soft_BLD must have shape {expected}, got {tuple(soft_BLD.shape)}")
+        longest = self.config.max_position_embeddings
+        for number, row in enumerate(context.rows):
+            if row.torn:
+                raise ContextError(f"an encode of row {number} was interrupted; truncate it to 0")
+            if row.length + width > longest:
+                raise ContextError(
+                    f"row {number} holds {row.length} tokens; a canvas of {width} would pass the "
+                    f"longest context, {longest}"
+                )
