@@ -17,13 +17,42 @@ from diffusiongemma.model.config import LayerConfig, ModelConfig, VisionConfig
 Raw = Mapping[str, Any]
 
 _SKIPPED = set(
-    "architectures transformers_version _name_or_path initializer_range pad_token_id bos_token_id "
-    "eos_token_id attention_dropout use_cache torch_dtype dtype chunk_size_feed_forward id2label "
-    "label2id return_dict output_hidden_states output_attentions problem_type "
-    "is_encoder_decoder vocab_size_per_layer_input vision_soft_tokens_per_image "
-    "keys_to_ignore_at_inference is_causal max_length audio_token_id boa_token_id eoa_token_id "
-    "eoa_token_index video_token_id dropout num_soft_tokens default_output_length "
-    "_attn_implementation experts_implementation".split()
+    [
+        "architectures",
+        "transformers_version",
+        "_name_or_path",
+        "initializer_range",
+        "pad_token_id",
+        "bos_token_id",
+        "eos_token_id",
+        "attention_dropout",
+        "use_cache",
+        "torch_dtype",
+        "dtype",
+        "chunk_size_feed_forward",
+        "id2label",
+        "label2id",
+        "return_dict",
+        "output_hidden_states",
+        "output_attentions",
+        "problem_type",
+        "is_encoder_decoder",
+        "vocab_size_per_layer_input",
+        "vision_soft_tokens_per_image",
+        "keys_to_ignore_at_inference",
+        "is_causal",
+        "max_length",
+        "audio_token_id",
+        "boa_token_id",
+        "eoa_token_id",
+        "eoa_token_index",
+        "video_token_id",
+        "dropout",
+        "num_soft_tokens",
+        "default_output_length",
+        "_attn_implementation",
+        "experts_implementation",
+    ]
 )
 _FIXED: dict[str, tuple[Any, ...]] = {
     "tie_word_embeddings": (True,),
@@ -122,10 +151,17 @@ class _Section:
 
 
 def _text_fields(text: _Section) -> dict[str, Any]:
-    names = (
-        "vocab_size hidden_size intermediate_size num_attention_heads sliding_window num_experts "
-        "top_k_experts moe_intermediate_size max_position_embeddings"
-    ).split()
+    names = [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "sliding_window",
+        "num_experts",
+        "top_k_experts",
+        "moe_intermediate_size",
+        "max_position_embeddings",
+    ]
     fields: dict[str, Any] = {name: text.number(name) for name in names}
     fields["rms_norm_eps"] = text.number("rms_norm_eps", 1e-6)
     fields["final_logit_softcapping"] = text.number("final_logit_softcapping", 30.0)
@@ -187,7 +223,9 @@ def _rope(text: _Section) -> dict[str, Any]:
     return {
         "rope_theta_sliding": float(sliding.get("rope_theta", 1e4)),
         "rope_theta_full": float(full.get("rope_theta", 1e6)),
-        "partial_rotary_factor": float(full.get("partial_rotary_factor", 0.25 if not full else 1.0)),
+        "partial_rotary_factor": float(
+            full.get("partial_rotary_factor", 0.25 if not full else 1.0)
+        ),
     }
 
 
@@ -206,11 +244,17 @@ def _rope_known(text: _Section, kind: str, given: Raw, rope_type: str) -> None:
 def _vision(vision: _Section) -> VisionConfig:
     kind = vision.raw.get("model_type", "gemma4_vision")
     if kind != "gemma4_vision":
-        vision.problems.append(f"vision_config.model_type = '{kind}', only 'gemma4_vision' is built")
-    names = (
-        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-        "head_dim"
-    ).split()
+        vision.problems.append(
+            f"vision_config.model_type = '{kind}', only 'gemma4_vision' is built"
+        )
+    names = [
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+    ]
     fields: dict[str, Any] = {name: vision.number(name) for name in names}
     usual = {
         "patch_size": 16,
@@ -237,11 +281,19 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         for n, x in enumerate(config.layers)
         if (x.head_dim, x.num_key_value_heads) != (sliding.head_dim, sliding.num_key_value_heads)
     }
-    same = (
-        "vocab_size hidden_size intermediate_size num_attention_heads sliding_window num_experts "
-        "top_k_experts moe_intermediate_size max_position_embeddings rms_norm_eps "
-        "final_logit_softcapping"
-    ).split()
+    same = [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "sliding_window",
+        "num_experts",
+        "top_k_experts",
+        "moe_intermediate_size",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "final_logit_softcapping",
+    ]
     text = {name: getattr(config, name) for name in same}
     text |= {
         "model_type": "diffusion_gemma_text",
@@ -279,10 +331,19 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def _vision_to_hf(vision: VisionConfig) -> dict[str, Any]:
-    names = (
-        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-        "head_dim patch_size pooling_kernel_size position_embedding_size rms_norm_eps standardize"
-    ).split()
+    names = [
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "patch_size",
+        "pooling_kernel_size",
+        "position_embedding_size",
+        "rms_norm_eps",
+        "standardize",
+    ]
     return {name: getattr(vision, name) for name in names} | {
         "model_type": "gemma4_vision",
         "hidden_activation": "gelu_pytorch_tanh",

@@ -22,9 +22,8 @@ _HUB_ID = re.compile(rf"{_PART}/{_PART}")
 
 def looks_like_hub_id(text: str) -> bool:
     """Whether `text` could name a repository on the hub: `organisation/name`."""
-    if "--" in text or ".." in text or text.endswith(".git"):
-        return False
-    return _HUB_ID.fullmatch(text) is not None
+    barred = "--" in text or ".." in text or text.endswith(".git")
+    return not barred and _HUB_ID.fullmatch(text) is not None
 
 
 def find(
@@ -56,11 +55,9 @@ def find(
     """
     text = os.fspath(model)
     path = Path(text).expanduser()
-    if path.exists():
+    if text and path.exists():
         if revision is not None:
-            raise OptionError(
-                f"revision '{revision}' has no meaning for the folder {path}; omit it"
-            )
+            raise OptionError(f"the folder {path} has no revision '{revision}'; omit revision")
         return _checked(path)
     if looks_like_hub_id(text) and isinstance(model, str):
         return _fetch(text, revision, token, offline, progress, endpoint)
@@ -76,9 +73,7 @@ def _checked(folder: Path) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; give the folder that holds config.json")
     if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"{folder} has no config.json; give the folder of a checkpoint in Hugging Face layout"
-        )
+        raise CheckpointError(f"{folder} has no config.json; give the folder of a checkpoint")
     return folder
 
 
@@ -97,7 +92,8 @@ def _fetch(
     if offline is False and constants.HF_HUB_OFFLINE:
         raise OptionError("offline=False was given, but HF_HUB_OFFLINE is set; unset it first")
     # The transport below the library has changed its name twice; its base error is this one's base.
-    transport_error = errors.HfHubHTTPError.__bases__[0]
+    transport_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
+    hub = (endpoint or constants.ENDPOINT).rstrip("/")
     bars: dict[str, Any] = {} if progress else {"tqdm_class": _no_bars()}
     try:
         folder = huggingface_hub.snapshot_download(
@@ -110,9 +106,10 @@ def _fetch(
             **bars,
         )
     except (OSError, ValueError, transport_error) as error:
-        hub = (endpoint or constants.ENDPOINT).rstrip("/")
         raise CheckpointError(_explain(error, model, revision or "main", hub)) from error
-    return _checked(Path(folder))
+    if not Path(folder, "config.json").is_file():
+        raise CheckpointError(f"{hub}/{model} has no config.json; give a model in the hub's layout")
+    return Path(folder)
 
 
 def _explain(error: BaseException, model: str, revision: str, hub: str) -> str:

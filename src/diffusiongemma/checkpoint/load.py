@@ -98,7 +98,9 @@ def find_shards(folder: Path) -> list[Path]:
         # An index must not lead out of its folder.
         wild = [name for name in wanted if Path(name).name != name]
         if wild:
-            raise CheckpointError(f"{folder / INDEX} names {wild[0]!r}, which is no plain file name")
+            raise CheckpointError(
+                f"{folder / INDEX} names {wild[0]!r}, which is no plain file name"
+            )
         missing = [name for name in wanted if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(
@@ -138,9 +140,7 @@ class _Problems:
         self.misshaped: list[str] = []
         self.twice: list[str] = []
 
-    def fits(
-        self, there: str, shape: list[int], slots: "dict[str, _Slot]", shard: Path
-    ) -> bool:
+    def fits(self, there: str, shape: list[int], slots: "dict[str, _Slot]", shard: Path) -> bool:
         """Whether a stored tensor has a place; notes it if not."""
         here = names.to_here(there)
         if there in names.TIED:

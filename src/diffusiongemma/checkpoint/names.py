@@ -22,11 +22,17 @@ _TABLE = [
     ("model.decoder.layers.#.layer_scalar", "blocks.#.denoise_scalar"),
     ("model.encoder.language_model.layers.#.layer_scalar", "blocks.#.encode_scalar"),
     *(
-        (f"model.decoder.layers.#.self_attn.{part}_proj.weight", f"blocks.#.attention.{part}.weight")
+        (
+            f"model.decoder.layers.#.self_attn.{part}_proj.weight",
+            f"blocks.#.attention.{part}.weight",
+        )
         for part in "qkvo"
     ),
     *(
-        (f"model.decoder.layers.#.self_attn.{part}_norm.weight", f"blocks.#.attention.{part}_norm.weight")
+        (
+            f"model.decoder.layers.#.self_attn.{part}_norm.weight",
+            f"blocks.#.attention.{part}_norm.weight",
+        )
         for part in "qk"
     ),
     *(

@@ -24,7 +24,10 @@ __all__ = ["FORMATS", "MAX_PIXELS", "ImageSettings", "load", "open_image", "patc
 MAX_PIXELS = 64_000_000
 """A larger image is refused from its header, before a byte of it is decoded."""
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
+MAX_BYTES = 8 * MAX_PIXELS
+"""No larger file is read: even without compression the largest image is smaller."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 """Formats that are tried. Others that Pillow knows, such as EPS, can start programs."""
 
 _DEFAULT = ImageSettings()
@@ -109,9 +112,9 @@ def patches(
     # Through float64, then down: the same last bit as the reference.
     pixels = (np.asarray(image).astype(np.float64) * (1 / 255)).astype(np.float32)
     grid = pixels.reshape(rows, patch_size, columns, patch_size, 3).transpose(0, 2, 1, 3, 4)
-    values_PX = torch.from_numpy(np.ascontiguousarray(grid).reshape(rows * columns, -1))
+    values = np.ascontiguousarray(grid).reshape(rows * columns, -1)
     y, x = np.divmod(np.arange(rows * columns, dtype=np.int64), columns)
-    return Patches(values_PX, torch.from_numpy(np.stack([x, y], axis=-1)))
+    return Patches(torch.from_numpy(values), torch.from_numpy(np.stack([x, y], axis=-1)))
 
 
 def _fit(width: int, height: int, *, side: int, soft_tokens: int) -> tuple[int, int]:
@@ -148,14 +151,22 @@ def _read(source: Any, files: bool) -> tuple[Image.Image, str]:
             f"'{_short(str(source))}' is a path, and files are not opened here; send the image "
             "as a data: URI."
         )
-    return _open(_existing(Path(source)), f"'{_short(str(source))}'")
+    return _open(io.BytesIO(_content(Path(source))), f"'{_short(str(source))}'")
 
 
-def _existing(path: Path) -> Path:
+def _content(path: Path) -> bytes:
+    """The whole file. Pillow would read it bit by bit, and leave it open where it fails."""
     try:
         if path.is_file():
-            return path
+            if path.stat().st_size <= MAX_BYTES:
+                return path.read_bytes()
+            raise InputError(
+                f"image '{_short(str(path))}' has {path.stat().st_size} bytes, more than the "
+                f"{MAX_BYTES} that are read here; make it smaller first."
+            )
         got = "a folder" if path.is_dir() else "no such file"
+    except InputError:
+        raise
     except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
         got = getattr(error, "strerror", None) or str(error)
     raise InputError(
@@ -164,14 +175,16 @@ def _existing(path: Path) -> Path:
     )
 
 
-def _open(file: Path | io.BytesIO, name: str) -> tuple[Image.Image, str]:
+def _open(file: io.BytesIO, name: str) -> tuple[Image.Image, str]:
+    Image.init()  # loads the plugins; a Pillow may be built without some of them
+    formats = [form for form in FORMATS if form in Image.OPEN]
     try:
-        return Image.open(file, formats=FORMATS), name
+        return Image.open(file, formats=formats), name
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(_too_large(name, "too many pixels")) from error
     except UnidentifiedImageError as error:
         raise InputError(
-            f"{name} is not an image of a format read here ({', '.join(FORMATS)}); convert it to "
+            f"{name} is not an image of a format read here ({', '.join(formats)}); convert it to "
             "PNG or JPEG."
         ) from error
     except Exception as error:  # as above: a broken header can raise anything
@@ -187,7 +200,9 @@ def _data_uri(uri: str) -> bytes:
     try:
         return base64.b64decode("".join(body.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InputError(f"the data: URI is not valid base64 ({error}); encode it again.") from error
+        raise InputError(
+            f"the data: URI is not valid base64 ({error}); encode it again."
+        ) from error
 
 
 def _too_large(name: str, got: str) -> str:

@@ -100,14 +100,15 @@ class Tokenizer:
         Raises:
             InputError: the text holds half of a surrogate pair, which is no character.
         """
-        backend = self._backend if special else self._without_control()
         try:
-            return list(backend.encode(text, add_special_tokens=False).ids)
+            text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise InputError(
                 f"a text holds a lone surrogate at character {error.start}, which is no Unicode "
                 "character; decode its source as UTF-8 before passing it."
             ) from error
+        backend = self._backend if special else self._without_control()
+        return list(backend.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """Text of ids. Ids beyond the vocabulary have no text.

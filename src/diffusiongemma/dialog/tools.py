@@ -49,7 +49,7 @@ class ToolCall:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-class _Malformed(Exception):
+class _MalformedError(Exception):
     """The text is not a call; never leaves this file."""
 
 
@@ -65,7 +65,7 @@ def parse_call(body: str) -> ToolCall | None:
     reader = _Reader(body)
     try:
         arguments, end = reader.object(head.end(), 0)
-    except (_Malformed, ValueError):  # ValueError: a number of thousands of digits
+    except (_MalformedError, ValueError):  # ValueError: a number of thousands of digits
         return None
     return None if body[end:].strip() else ToolCall(head[1], arguments)
 
@@ -82,7 +82,7 @@ class _Reader:
 
     def value(self, at: int, ends: re.Pattern[str], depth: int) -> tuple[Any, int]:
         if depth > _MAX_DEPTH:
-            raise _Malformed
+            raise _MalformedError
         if self.text.startswith(QUOTE, at):
             return self.string(at + len(QUOTE), ends)
         mark = self.text[at : at + 1]
@@ -100,7 +100,7 @@ class _Reader:
             if ends.match(self.text, close + len(QUOTE)):
                 return self.text[at:close].replace(QUOTE, '"'), close + len(QUOTE)
             close = self.text.find(QUOTE, close + 1)
-        raise _Malformed
+        raise _MalformedError
 
     def bare(self, at: int, ends: re.Pattern[str]) -> tuple[Any, int]:
         match = _BARE.match(self.text, at)
@@ -118,7 +118,7 @@ class _Reader:
             return self.text[at:close], close + len(QUOTE)
         if whole and word:
             return word, stop
-        raise _Malformed
+        raise _MalformedError
 
     def object(self, at: int, depth: int) -> tuple[dict[str, Any], int]:
         found: dict[str, Any] = {}
@@ -126,7 +126,7 @@ class _Reader:
         while not self.text.startswith("}", at):
             key = _KEY.match(self.text, at)
             if key is None:
-                raise _Malformed
+                raise _MalformedError
             name = next(group for group in key.groups() if group is not None)
             found[name], at = self.value(key.end(), _ENDS_IN_OBJECT, depth + 1)
             at = self.border(at, "}")
@@ -148,7 +148,7 @@ class _Reader:
             return self.skip(at + 1)
         if self.text.startswith(close, at):
             return at
-        raise _Malformed
+        raise _MalformedError
 
 
 def _number(word: str) -> int | float | str:
@@ -167,7 +167,7 @@ def _unquote(text: str) -> str:
     return text[1:-1].replace("\\'", "'")
 
 
-def check_tools(tools: Iterable[Any] | None) -> list[dict[str, Any]] | None:
+def check_tools(tools: Any) -> list[dict[str, Any]] | None:
     """Declarations in OpenAI's shape, found to be well formed; None where there are none.
 
     Raises:
@@ -176,7 +176,7 @@ def check_tools(tools: Iterable[Any] | None) -> list[dict[str, Any]] | None:
     """
     if tools is None:
         return None
-    if isinstance(tools, str | bytes | Mapping):
+    if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Iterable):
         raise InputError(f"tools must be a list of declarations, got {type(tools).__name__}.")
     return [_check_tool(tool, number) for number, tool in enumerate(tools, start=1)] or None
 

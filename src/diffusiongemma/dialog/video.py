@@ -46,8 +46,9 @@ def frames(part: Mapping[str, Any], *, files: bool = True) -> list[tuple[float, 
             f"a video has {len(pictures)} frames and the model takes at most {MAX_FRAMES}; choose "
             "one frame per second, and give 'timestamps' if they are not 1 second apart."
         )
-    return list(zip(_times(part, len(pictures)), [load(p, files=files) for p in pictures],
-                    strict=True))
+    return list(
+        zip(_times(part, len(pictures)), [load(p, files=files) for p in pictures], strict=True)
+    )
 
 
 def stamp(seconds: float) -> str:

@@ -12,7 +12,7 @@ never make it. This is the reference: one row of the batch at a time, in plain t
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -67,6 +67,13 @@ class Readout:
     top_logprob_BLG: Float[Tensor, "B L G"] | None = None
     logprob_BL: Float[Tensor, "B L"] | None = None
     mass_BL: Float[Tensor, "B L"] | None = None
+
+    def row(self, number: int) -> "Readout":
+        """One row of the batch, as a batch of one."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Readout(
+            **{k: None if v is None else v[number : number + 1] for k, v in parts.items()}
+        )
 
 
 def softcapped(

@@ -5,10 +5,11 @@ The trunk is run in two ways. `encode` is causal and writes keys and values into
 no strings, no requests, no sampling, and chooses no device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -52,6 +53,29 @@ class Inputs:
             embedded_BTD=self.embedded_BTD[:, start:stop],
             span_BT=self.span_BT[:, start:stop],
         )
+
+    @classmethod
+    def stack(cls, rows: "Sequence[Inputs]") -> "tuple[Inputs, Int[Tensor, ' B']]":
+        """Ragged rows of B = 1 as one padded batch, and their true lengths for `encode`."""
+        lengths = [row.span_BT.shape[1] for row in rows]
+        longest = max(lengths)
+        embedded = [F.pad(row.embedded_BTD, (0, 0, 0, longest - row.span_BT.shape[1])) for row in rows]
+        spans = [F.pad(row.span_BT, (0, longest - row.span_BT.shape[1]), value=-1) for row in rows]
+        return cls(torch.cat(embedded), torch.cat(spans)), torch.tensor(lengths)
+
+    def chunks(self, size: int) -> "Iterator[Inputs]":
+        """The prompt in pieces of at most `size` tokens, longer only where an image is longer."""
+        start, tokens = 0, self.span_BT.shape[1]
+        while start < tokens:
+            stop = min(start + size, tokens)
+            while stop > start + 1 and self.splits(stop):
+                stop -= 1
+            if self.splits(stop):  # an image longer than `size` fills the piece: take it whole
+                stop = min(start + size, tokens)
+                while self.splits(stop):
+                    stop += 1
+            yield self.cut(start, stop)
+            start = stop
 
     def splits(self, border: int) -> bool:
         """Whether a cut before column `border` would go through an image."""

@@ -1,0 +1,116 @@
+"""Every sampling default, once. Names are those of Hugging Face's generation config.
+
+The command line, the docs and `gemma.generate` derive their options from these fields; the text
+under each field is its help.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from diffusiongemma.core.errors import OptionError, unknown_name
+
+HELP = {
+    "max_denoising_steps": "steps at most for one canvas; also stretches the temperature schedule",
+    "entropy_bound": "nats of joint uncertainty that one step may accept",
+    "t_max": "temperature of the first step",
+    "t_min": "temperature that the schedule goes down to (the last step is just above it)",
+    "stability_threshold": "steps for which the most likely canvas must repeat before stopping",
+    "confidence_threshold": "mean entropy in nats, over the canvas, below which a step may stop",
+    "max_new_tokens": "tokens at most, exactly; none means on to the end of the context",
+    "canvas_length": "positions drafted together; none means what the checkpoint was trained with",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerConfig:
+    """How a canvas is drafted and when it is done. Meanings are in `HELP`.
+
+    Raises:
+        OptionError: a value out of range.
+    """
+
+    max_denoising_steps: int = 48
+    entropy_bound: float = 0.1
+    t_max: float = 0.8
+    t_min: float = 0.4
+    stability_threshold: int = 1
+    confidence_threshold: float = 0.005
+    max_new_tokens: int | None = None
+    canvas_length: int | None = None
+
+    def __post_init__(self) -> None:
+        _whole(self, "max_denoising_steps", 1)
+        _whole(self, "stability_threshold", 0)
+        _real(self, "entropy_bound", positive=False)
+        _real(self, "confidence_threshold", positive=False)
+        _real(self, "t_min", positive=False)
+        _real(self, "t_max", positive=True)
+        if self.t_max < self.t_min:
+            raise OptionError(f"t_max must not be below t_min, got {self.t_max} < {self.t_min}")
+        for name in ("max_new_tokens", "canvas_length"):
+            if getattr(self, name) is not None:
+                _whole(self, name, 1)
+
+    def with_options(self, **options: Any) -> "SamplerConfig":
+        """A copy with some options changed.
+
+        Raises:
+            OptionError: no option has that name, or the value is out of range.
+        """
+        known = [field.name for field in fields(self)]
+        for name in options:
+            if name not in known:
+                raise OptionError(unknown_name("option", name, known))
+        return replace(self, **options)
+
+    @classmethod
+    def from_generation_config(cls, raw: Mapping[str, Any]) -> "SamplerConfig":
+        """The defaults of a checkpoint, from its parsed `generation_config.json`; null is ours.
+
+        `max_new_tokens` in that file (256 in the released one) is not taken over: it would cut
+        every answer at one canvas.
+
+        Raises:
+            OptionError: a value that cannot be honoured.
+        """
+        sampler = raw.get("sampler_config") or {}
+        kind = sampler.get("_cls_name", "EntropyBoundSamplerConfig")
+        if kind != "EntropyBoundSamplerConfig":
+            raise OptionError(
+                f"generation_config.json asks for sampler '{kind}'; only "
+                "EntropyBoundSamplerConfig is built"
+            )
+        names = ("max_denoising_steps", "t_max", "t_min", "stability_threshold")
+        given = {name: raw.get(name) for name in (*names, "confidence_threshold")}
+        given["entropy_bound"] = sampler.get("entropy_bound")
+        return cls(**{name: value for name, value in given.items() if value is not None})
+
+    def to_generation_config(self) -> dict[str, Any]:
+        """The sampling part of a `generation_config.json` that transformers reads."""
+        return {
+            "max_denoising_steps": self.max_denoising_steps,
+            "sampler_config": {
+                "_cls_name": "EntropyBoundSamplerConfig",
+                "entropy_bound": self.entropy_bound,
+            },
+            "t_max": self.t_max,
+            "t_min": self.t_min,
+            "stability_threshold": self.stability_threshold,
+            "confidence_threshold": self.confidence_threshold,
+        }
+
+
+def _whole(config: SamplerConfig, name: str, least: int) -> None:
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise OptionError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _real(config: SamplerConfig, name: str, *, positive: bool) -> None:
+    value = getattr(config, name)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    # The comparison also refuses not-a-number and infinity.
+    if not number or not (0 < value < 1e6 if positive else 0 <= value < 1e6):
+        least = "above 0" if positive else "0 or above"
+        raise OptionError(f"{name} must be a number {least}, got {value!r}")

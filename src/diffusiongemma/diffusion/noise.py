@@ -1,0 +1,83 @@
+"""Randomness as a pure function of its place, never the state of a generator.
+
+Every number is a hash of (seed, canvas, step, position, purpose) by Philox 4x32-10 (Salmon et al.
+2011, "Parallel random numbers: as easy as 1, 2, 3"): the seed is the key, the place is the counter.
+So the same seed gives the same text alone, beside other rows, after a restart, and on every rank.
+"""
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+_MULTIPLY = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+INITIAL_STEP = 0  # refinement steps count from 1
+
+
+class Purpose(IntEnum):
+    """What a number decides; two purposes at the same place are independent."""
+
+    DRAW = 0  # which token is sampled from the prediction
+    NOISE = 1  # which random token replaces a rejected one
+    CORRUPT = 2  # training: whether a clean token is replaced
+
+
+def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
+    """Philox 4x32-10.
+
+    Args:
+        counter: four int64 tensors that hold 32-bit words, of shapes that broadcast.
+        key: two 32-bit words.
+
+    Returns:
+        four int64 tensors of 32-bit words.
+    """
+    words = list(torch.broadcast_tensors(*counter))
+    low, high = key
+    for _ in range(_ROUNDS):
+        first, second = (words[0] * _MULTIPLY[0], words[2] * _MULTIPLY[1])
+        # Products wrap around at 64 bits, which leaves the two 32-bit halves intact.
+        words = [
+            ((second >> 32) & _WORD) ^ words[1] ^ low,
+            second & _WORD,
+            ((first >> 32) & _WORD) ^ words[3] ^ high,
+            first & _WORD,
+        ]
+        low, high = (low + _WEYL[0]) & _WORD, (high + _WEYL[1]) & _WORD
+    return words
+
+
+def uniform(
+    seed: int, canvas: int, step: int, width: int, purpose: Purpose, device: torch.device
+) -> Float[Tensor, " L"]:
+    """Numbers in [0, 1) for every position of a canvas: float64, 53 random bits.
+
+    Args:
+        seed: any whole number; taken modulo 2**64.
+        canvas: index of the canvas within its answer, from 0.
+        step: refinement step, from 1; `INITIAL_STEP` for the starting canvas.
+        width: L.
+        purpose: what the numbers decide.
+        device: where they are wanted.
+    """
+    place = [
+        torch.arange(width, dtype=torch.int64, device=device),
+        torch.tensor(step & _WORD, device=device),
+        torch.tensor(canvas & _WORD, device=device),
+        torch.tensor(int(purpose), device=device),
+    ]
+    first, second, *_ = philox(place, (seed & _WORD, (seed >> 32) & _WORD))
+    return ((first >> 5).double() * 2.0**26 + (second >> 6).double()) * 2.0**-53
+
+
+def random_tokens(
+    seed: int, canvas: int, step: int, width: int, vocabulary: int, device: torch.device
+) -> Int[Tensor, " L"]:
+    """Uniform tokens from the full vocabulary, for the starting canvas and for re-noising."""
+    drawn = uniform(seed, canvas, step, width, Purpose.NOISE, device)
+    return (drawn * vocabulary).long()

@@ -1,0 +1,71 @@
+"""What streams to anybody who watches: a canvas refined, a canvas committed, the answer finished."""
+
+from dataclasses import dataclass
+
+from diffusiongemma.diffusion.loop import Commit, DraftStep
+from diffusiongemma.engine.reply import Reply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refined:
+    """A step of a canvas. All tuples have one entry a position.
+
+    Attributes:
+        canvas: index of the canvas, from 0.
+        step: number of the step, from 1.
+        best: the most likely tokens; what would be committed now.
+        entropy: how unsure the model is of each, in nats.
+        accepted: whether the sampled token stays for the next step.
+        revised: whether `best` is another token than at the step before.
+    """
+
+    canvas: int
+    step: int
+    best: tuple[int, ...]
+    entropy: tuple[float, ...]
+    accepted: tuple[bool, ...]
+    revised: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """A canvas has become part of the answer.
+
+    Attributes:
+        canvas: its index.
+        tokens: what joins the answer.
+        text: the text that is final now: it may lag behind the tokens by an incomplete character
+            or a possible beginning of a stop string, and holds thought and marks as they are.
+    """
+
+    canvas: int
+    tokens: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The end."""
+
+    reply: Reply
+
+
+Event = Refined | Committed | Finished
+
+
+def refined(seen: DraftStep) -> Refined:
+    """The event of a step."""
+    step = seen.step
+    return Refined(
+        canvas=seen.canvas,
+        step=seen.number,
+        best=tuple(step.best_BL[0].tolist()),
+        entropy=tuple(step.entropy_BL[0].tolist()),
+        accepted=tuple(step.accepted_BL[0].tolist()),
+        revised=tuple(step.revised_BL[0].tolist()),
+    )
+
+
+def committed(commit: Commit, text: str) -> Committed:
+    """The event of a finished canvas."""
+    return Committed(canvas=commit.canvas, tokens=commit.tokens, text=text)

@@ -1,0 +1,121 @@
+"""Open a checkpoint: find it, read its files, put its weights in place, hand back the door."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusiongemma.checkpoint import hub
+from diffusiongemma.checkpoint.config import from_hf
+from diffusiongemma.checkpoint.load import load_model, read_json
+from diffusiongemma.core.device import choose
+from diffusiongemma.core.errors import CheckpointError, OptionError
+from diffusiongemma.dialog.chat import Chat, SpecialIds
+from diffusiongemma.dialog.tokenizer import Tokenizer
+from diffusiongemma.diffusion.config import SamplerConfig
+from diffusiongemma.engine.gemma import Gemma
+from diffusiongemma.model.config import ModelConfig
+
+# Marks that stand for pictures and sound. The model reads them; an answer never holds them.
+_PLACEHOLDERS = (
+    "<|image>", "<|image|>", "<image|>", "<|audio>", "<|audio|>", "<audio|>", "<|video|>"
+)  # fmt: skip
+
+
+def load(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool | None = None,
+    progress: bool | None = None,
+) -> Gemma:
+    """Open a DiffusionGemma checkpoint.
+
+    Args:
+        model: a folder in Hugging Face's layout, or a hub id such as
+            `google/diffusiongemma-26B-A4B-it`.
+        device: `cpu`, `cuda` or `cuda:N`; the first GPU if there is one.
+        dtype: `bfloat16`, `float32` or `float16`; as the checkpoint stores it if not given.
+        revision: branch, tag or commit on the hub.
+        token: for gated repositories; by default the one that the hub's tools have stored.
+        offline: take nothing from the network.
+        progress: show bars on standard error; by default if that is a terminal.
+
+    Raises:
+        CheckpointError: files are missing, damaged, or cannot be fetched.
+        ConfigError: the checkpoint asks for something that this code cannot honour.
+        DeviceError: the machine lacks the device or format.
+    """
+    if model is None:
+        raise OptionError(
+            "no model was named, and this version ships none; give a folder or a hub id such as "
+            "google/diffusiongemma-26B-A4B-it"
+        )
+    progress = sys.stderr.isatty() if progress is None else progress
+    folder = hub.find(model, revision=revision, token=token, offline=offline, progress=progress)
+    raw = read_json(folder / "config.json")
+    config = from_hf(raw)
+    place = choose(device, dtype, config.dtype)
+    settings = _optional(folder / "generation_config.json")
+    eos = _eos(settings, raw)
+    tokenizer = Tokenizer.from_folder(folder)
+    chat = None if tokenizer is None else _chat(folder, tokenizer, config, eos)
+    network = load_model(
+        folder, config, device=place.device, dtype=place.dtype, progress=progress
+    )
+    return Gemma(
+        network,
+        chat=chat,
+        sampler=SamplerConfig.from_generation_config(settings),
+        eos=frozenset(eos),
+        banned=_placeholders(config, tokenizer),
+        device=place,
+        folder=folder,
+    )
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _eos(settings: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[int, ...]:
+    """Ids that end an answer: the generation config's, else the config's; null is no answer."""
+    text = raw.get("text_config") or {}
+    for source in (settings, raw, text):
+        value = source.get("eos_token_id")
+        if value is None:
+            continue
+        ids = value if isinstance(value, list) else [value]
+        if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
+            raise CheckpointError(f"eos_token_id must be token ids, got {value!r}")
+        return tuple(ids)
+    return ()
+
+
+def _chat(
+    folder: Path, tokenizer: Tokenizer, config: ModelConfig, eos: tuple[int, ...]
+) -> Chat:
+    if tokenizer.size > config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer in {folder} has {tokenizer.size} tokens, the network "
+            f"{config.vocab_size}; check that both come from the same checkpoint"
+        )
+    has_vision = config.vision is not None
+    ids = SpecialIds(
+        image_token_id=config.image_token_id if has_vision else None,
+        boi_token_id=config.boi_token_id if has_vision else None,
+        eoi_token_id=config.eoi_token_id if has_vision else None,
+        eos_token_id=eos,
+    )
+    return Chat.from_folder(folder, tokenizer, ids)
+
+
+def _placeholders(config: ModelConfig, tokenizer: Tokenizer | None) -> list[int]:
+    ids = {config.image_token_id, config.boi_token_id, config.eoi_token_id}
+    if tokenizer is not None:
+        ids |= {tokenizer.id(name) for name in _PLACEHOLDERS}
+    return sorted(one for one in ids if one is not None and 0 <= one < config.vocab_size)

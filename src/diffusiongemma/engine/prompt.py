@@ -1,0 +1,144 @@
+"""What a user hands in -> token ids and images, checked.
+
+A prompt is a text, a list of messages, or token ids. Knows the checkpoint's words if it has any;
+a checkpoint without a tokenizer takes ids only.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusiongemma.core.errors import InputError, OptionError
+from diffusiongemma.core.patches import Patches
+from diffusiongemma.dialog.chat import Chat
+from diffusiongemma.dialog.settings import ImageSettings
+from diffusiongemma.model.config import ModelConfig
+
+Text = str
+Messages = Sequence[Mapping[str, Any]]
+Ids = Sequence[int] | Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """How a prompt is to be read.
+
+    Attributes:
+        system: a system message to put first.
+        images: pictures that go before a text prompt, or into the placeholders of ids.
+        think: have the model think before it answers.
+        tools: declarations of tools it may call.
+        guard: control tokens spelled in messages are read as plain letters.
+    """
+
+    system: str | None = None
+    images: Sequence[Any] = ()
+    think: bool = False
+    tools: Sequence[Any] | None = None
+    guard: bool = False
+
+
+def read(
+    prompt: Text | Messages | Ids, asked: Asked, chat: Chat | None, config: ModelConfig
+) -> tuple[list[int], list[Patches]]:
+    """Token ids and images of a prompt.
+
+    Raises:
+        InputError: the prompt is empty, of an unknown kind, too long, or its ids are out of range.
+        OptionError: an option that has no meaning for this prompt or checkpoint.
+    """
+    if _is_ids(prompt):
+        ids, images = _ids(prompt, asked, chat)
+    elif chat is None:
+        raise InputError(
+            "this checkpoint has no tokenizer.json, so a prompt must be a list of token ids, got "
+            f"{type(prompt).__name__}"
+        )
+    else:
+        rendered = chat.render(
+            _messages(prompt, asked), tools=asked.tools, think=asked.think, guard=asked.guard
+        )
+        ids, images = list(rendered.ids), rendered.images
+    _check(ids, config)
+    return ids, images
+
+
+def _is_ids(prompt: Any) -> bool:
+    if isinstance(prompt, Tensor):
+        return True
+    return (
+        isinstance(prompt, list | tuple)
+        and len(prompt) > 0
+        and all(isinstance(token, int) and not isinstance(token, bool) for token in prompt)
+    )
+
+
+def _ids(prompt: Any, asked: Asked, chat: Chat | None) -> tuple[list[int], list[Patches]]:
+    for name in ("system", "think", "tools", "guard"):
+        if getattr(asked, name):
+            raise OptionError(f"{name} has no meaning for a prompt of token ids; give text")
+    if isinstance(prompt, Tensor):
+        if prompt.ndim != 1 or prompt.is_floating_point() or prompt.dtype == torch.bool:
+            raise InputError(
+                f"token ids must be a one-dimensional tensor of whole numbers, got "
+                f"{tuple(prompt.shape)} of {prompt.dtype}"
+            )
+        prompt = prompt.tolist()
+    return list(prompt), [_patches(image, chat) for image in asked.images]
+
+
+def _patches(image: Any, chat: Chat | None) -> Patches:
+    if isinstance(image, Patches):
+        return image
+    from diffusiongemma.dialog import images
+
+    settings = chat.settings if chat else ImageSettings()
+    return images.patches(
+        images.load(image),
+        patch_size=settings.patch_size,
+        pooling=settings.pooling_kernel_size,
+        soft_tokens=settings.max_soft_tokens,
+    )
+
+
+def _messages(prompt: Any, asked: Asked) -> list[Mapping[str, Any]]:
+    if isinstance(prompt, str):
+        if not prompt.strip() and not asked.images:
+            raise InputError("the prompt is empty; give it some text")
+        content: Any = prompt
+        if asked.images:
+            parts = [{"type": "image", "image": image} for image in asked.images]
+            content = [*parts, {"type": "text", "text": prompt}]
+        messages: list[Mapping[str, Any]] = [{"role": "user", "content": content}]
+    elif isinstance(prompt, list | tuple) and all(isinstance(m, Mapping) for m in prompt):
+        if asked.images:
+            raise OptionError("images of a conversation belong into its messages, as parts")
+        messages = list(prompt)
+    else:
+        raise InputError(
+            "a prompt must be text, a list of messages, or a list of token ids, got "
+            f"{type(prompt).__name__}"
+        )
+    if asked.system is not None:
+        if messages and messages[0].get("role") == "system":
+            raise OptionError("the conversation already begins with a system message")
+        messages = [{"role": "system", "content": asked.system}, *messages]
+    return messages
+
+
+def _check(ids: list[int], config: ModelConfig) -> None:
+    if not ids:
+        raise InputError("the prompt is empty; give it at least one token")
+    if min(ids) < 0 or max(ids) >= config.vocab_size:
+        wrong = min(ids) if min(ids) < 0 else max(ids)
+        raise InputError(
+            f"token id {wrong} is not in the vocabulary; ids lie in 0 to {config.vocab_size - 1}"
+        )
+    if len(ids) >= config.max_position_embeddings:
+        raise InputError(
+            f"the prompt has {len(ids)} tokens, and this model's context holds "
+            f"{config.max_position_embeddings} with the answer; shorten it"
+        )
