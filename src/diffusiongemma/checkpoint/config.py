@@ -199,19 +199,31 @@ def _layers(text: _Section) -> tuple[LayerConfig, ...]:
         or usual["num_key_value_heads"],
     }
     special = text.take("per_layer_config", None)
-    layers = []
-    for number, kind in enumerate(kinds):
-        shape = dict(usual if special is not None or kind == "sliding_attention" else full)
-        for key, value in ((special or {}).get(str(number)) or {}).items():
-            if key in shape:
-                shape[key] = value
-            else:
-                text.problems.append(
-                    f"text_config.per_layer_config[{number}].{key} is a key that this version "
-                    "does not know"
-                )
-        layers.append(LayerConfig(sliding=kind == "sliding_attention", **shape))
-    return tuple(layers)
+    if special is not None:
+        full = usual  # in this layout only the exceptions are written
+    layers = [dict(usual if kind == "sliding_attention" else full) for kind in kinds]
+    for key, changes in (special or {}).items():
+        _change(text, layers, key, changes)
+    return tuple(
+        LayerConfig(sliding=kind == "sliding_attention", **shape)
+        for kind, shape in zip(kinds, layers, strict=True)
+    )
+
+
+def _change(text: _Section, layers: list[dict[str, Any]], key: str, changes: Raw) -> None:
+    """Apply one entry of `per_layer_config`. Keys are numbers, padded with zeros ("05") or not."""
+    number = int(key) if str(key).isdecimal() else -1
+    if not 0 <= number < len(layers):
+        text.problems.append(f"text_config.per_layer_config['{key}'] names no layer")
+        return
+    for name, value in changes.items():
+        if name in layers[number]:
+            layers[number][name] = value
+        elif (name, value) != ("skip", []):
+            text.problems.append(
+                f"text_config.per_layer_config['{key}'].{name} is a key that this version does "
+                "not know"
+            )
 
 
 def _rope(text: _Section) -> dict[str, Any]:

@@ -172,10 +172,10 @@ def _bounded(value: Any) -> Any:
 class _Guards(NodeTransformer):
     """Writes the checks into a parsed template: a clock in each loop and macro, a bound on `~`."""
 
-    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 (named by jinja2)
+    def visit_For(self, node: nodes.For) -> nodes.Node:
         return self._clocked(node)
 
-    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:  # noqa: N802
+    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
         return self._clocked(node)
 
     def _clocked(self, node: Any) -> nodes.Node:
@@ -183,7 +183,7 @@ class _Guards(NodeTransformer):
         node.body.insert(0, nodes.Output([_call(_TICK)], lineno=node.lineno))
         return node
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return _call(_BOUND, node)
 

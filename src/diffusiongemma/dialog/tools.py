@@ -75,6 +75,20 @@ class _Reader:
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self._quote = (-1, -1, False)  # asked from where; where the next mark is; does it open
+
+    def next_quote(self, at: int) -> tuple[int, bool]:
+        """Where the next string mark is, or -1, and whether it stands where a string begins."""
+        asked, close, opens = self._quote
+        if not 0 <= asked <= at or 0 <= close < at:  # else the last answer still holds
+            close, opens = self.text.find(QUOTE, at), False
+            before = close - 1
+            while before >= at and self.text[before].isspace():
+                before -= 1
+            if close >= 0 and before >= at:
+                opens = self.text[before] in ":[,{"
+            self._quote = (at, close, opens)
+        return close, opens
 
     def skip(self, at: int) -> int:
         match = _SPACE.match(self.text, at)
@@ -111,9 +125,8 @@ class _Reader:
             return _WORDS[word], stop
         if whole and _NUMBER.fullmatch(word):
             return _number(word), stop
-        # A string without its opening mark: its closing mark comes before any other opening one.
-        close = self.text.find(QUOTE, at)
-        opens = close >= 0 and re.search(r"[:\[,{]\s*\Z", self.text[at:close])
+        # A string without its opening mark: its closing mark comes before any opening one.
+        close, opens = self.next_quote(at)
         if close >= 0 and not opens and ends.match(self.text, close + len(QUOTE)):
             return self.text[at:close], close + len(QUOTE)
         if whole and word:

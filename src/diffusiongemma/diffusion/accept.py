@@ -5,7 +5,7 @@ Acceptance is decided anew at every step: a position accepted earlier is not kep
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +14,7 @@ from torch import Tensor
 from diffusiongemma.kernels.readout import Readout
 
 
+@runtime_checkable
 class AcceptRule(Protocol):
     """Decides which sampled tokens stay."""
 

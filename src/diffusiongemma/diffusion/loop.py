@@ -6,7 +6,7 @@ engine that runs many rows together must give each of them exactly what this loo
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +22,7 @@ from diffusiongemma.diffusion.temperature import temperature
 from diffusiongemma.kernels.readout import Ask, Readout, Shaper
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """What the loop needs of the network; `model.DiffusionGemma` has it."""
 

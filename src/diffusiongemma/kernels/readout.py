@@ -84,10 +84,10 @@ def softcapped(
 
 
 def expected_embedding(
-    probability_SV: Float[Tensor, "S V"], embedding_VD: Float[Tensor, "V D"], scale: Tensor
-) -> Float[Tensor, "S D"]:
+    probability: Float[Tensor, "*axes V"], embedding_VD: Float[Tensor, "V D"], scale: Tensor
+) -> Float[Tensor, "*axes D"]:
     """Probabilities, rounded to the weights' dtype, times the scaled embedding table."""
-    return (probability_SV.to(embedding_VD.dtype) @ embedding_VD) * scale
+    return (probability.to(embedding_VD.dtype) @ embedding_VD) * scale
 
 
 def readout(

@@ -6,7 +6,7 @@ attend. Attention runs row by row over exactly the row's own keys.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +18,7 @@ from diffusiongemma.model.config import ModelConfig
 from diffusiongemma.model.context import Context, Row
 
 
+@runtime_checkable
 class Pass(Protocol):
     """What a layer needs to know of the pass it runs in."""
 

@@ -1,0 +1,73 @@
+# The verbs of this project. Each one sets up what it needs in .venv, and says so when that takes long.
+#
+# PYTHON=python3.12 picks the interpreter; WORKERS=8 the test processes; ARGS="-k hub" goes to pytest.
+# Linux without a GPU: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes of torch.
+
+PYTHON  ?= python3
+WORKERS ?= 2
+ARGS    ?=
+
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip install --quiet --constraint constraints.txt
+OTHER  := name one of 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.12
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q
+
+# What the caller's shell has must not leak into .venv.
+unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
+export PYTHONNOUSERSITE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fix clean
+
+help: ## List the verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.runtime ## Watch a small model write, here and now
+	@$(PY) examples/demo.py
+
+test: $(VENV)/.test ## Run the tests
+	@echo "running the tests in $(WORKERS) processes"
+	@$(PYTEST) -n $(WORKERS) $(ARGS)
+
+check: $(VENV)/.dev ## Check format, lint, types, import rules and conventions
+	@echo "ruff format" && $(PY) -m ruff format --check --quiet --output-format concise . || { echo "not formatted; run: make fix" >&2; exit 1; }
+	@echo "ruff check" && $(PY) -m ruff check --quiet .
+	@echo "pyright" && $(PY) -m pyright
+	@echo "lint-imports" && $(VENV)/bin/lint-imports --no-logo
+	@echo "conventions" && $(PYTEST) tests/test_conventions.py
+
+fix: $(VENV)/.dev ## Format, and repair what the linter can
+	@$(PY) -m ruff check --fix --quiet . ; $(PY) -m ruff format .
+
+clean: ## Remove .venv and everything the tools left behind
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: touched only when a step succeeded, so a broken or interrupted one is done again.
+
+$(VENV)/.made:
+	@command -v $(PYTHON) >/dev/null || { echo "error: no '$(PYTHON)' on this machine; $(OTHER)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "error: needs Python 3.11 or newer, '$(PYTHON)' is older; $(OTHER)" >&2; exit 1; }
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "installing the runtime (torch is large: minutes, the first time)"
+	@$(PIP) hatchling editables
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.runtime
+	@echo "installing what the tests need"
+	@$(PIP) --no-build-isolation --editable '.[test]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	@echo "installing what the checks need"
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,150 @@
+"""The cage around chat templates."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from diffusiongemma.core.errors import CheckpointError, InputError
+from diffusiongemma.dialog import template as module
+from diffusiongemma.dialog.template import Template, find_template, special_names
+
+
+def render(source: str, **variables: object) -> str:
+    return Template(source).render(variables)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ {'a': '<é>'} | tojson }}", '{"a": "<é>"}'),
+        ("{{ {'b': 1, 'a': 2} | tojson(sort_keys=true, separators=(',', ':')) }}", '{"a":2,"b":1}'),
+        ("  {% if true %}\nx\n  {% endif %}\ny", "x\ny"),
+        ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
+        ("{% generation %}a{% endgeneration %}b", "ab"),
+        ("{{ 'a' ~ 1 ~ 'b' }}{{ 'ab' * 2 }}{{ 2 ** 3 }}{{ '%02d' % 7 }}", "a1babab807"),
+        ("{% for i in [1] recursive %}{{ i }}{% else %}none{% endfor %}", "1"),
+        ("{{ strftime_now('%Y')[:2] }}", "20"),
+    ],
+)
+def test_dialect_of_transformers(source: str, text: str) -> None:
+    assert render(source) == text
+
+
+@pytest.mark.parametrize("source", ["{% if %}", "{{ a", "{% nonsense %}", "{{ a | nofilter }}"])
+def test_not_a_template(source: str) -> None:
+    with pytest.raises(CheckpointError, match=r"the chat template .*fetch the file again"):
+        render(source)
+
+
+def test_template_refuses() -> None:
+    with pytest.raises(InputError, match="refuses these messages: no pigs"):
+        render("{{ raise_exception('no pigs') }}")
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ a.b.c }}", "{{ 1 / 0 }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"]
+)
+def test_template_fails(source: str) -> None:
+    with pytest.raises(InputError, match=r"fails on these messages .*check their roles"):
+        render(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ raise_exception.__globals__.x }}",
+        "{{ messages.append(1) }}",
+        "{{ _tick.__closure__[0] }}",
+        "{{ '{0.__class__.__mro__}'.format(messages) }}",
+    ],
+)
+def test_sandbox(source: str) -> None:
+    with pytest.raises((CheckpointError, InputError), match=r"may not|fails on these messages"):
+        render(source, messages=[])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'a' * 10 ** 9 }}",
+        "{{ 10 ** 10000 }}",
+        "{{ '%999999999d' % 1 }}",
+        "{{ [1] * 10 ** 9 }}",
+        "{% set n = namespace(x='ab') %}{% for i in range(99) %}"
+        "{% set n.x = n.x + n.x %}{% endfor %}",
+        "{% set n = namespace(x='ab') %}{% for i in range(99) %}"
+        "{% set n.x = n.x ~ n.x %}{% endfor %}",
+        "{% set x = 'a' * 10 ** 6 %}{% for i in range(99999) %}{{ x }}{% endfor %}",
+    ],
+)
+def test_too_large(source: str) -> None:
+    with pytest.raises(InputError, match="was stopped at"):
+        render(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% set r = range(99999) | list %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    ],
+)
+def test_too_slow(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    monkeypatch.setattr(module, "TIME_LIMIT", 0.2)
+    start = time.monotonic()
+    with pytest.raises(InputError, match=r"was stopped at 0\.2 seconds"):
+        render(source)
+    assert time.monotonic() - start < 5
+
+
+def test_where_templates_are_found(tmp_path: Path) -> None:
+    assert find_template(tmp_path) is None
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({"chat_template": "one"}))
+    found = find_template(tmp_path)
+    assert found is not None and found.render({}) == "one"
+    named = [{"name": "tool_use", "template": "two"}, {"name": "default", "template": "three"}]
+    config.write_text(json.dumps({"chat_template": named}))
+    found = find_template(tmp_path)
+    assert found is not None and found.render({}) == "three"
+    (tmp_path / "chat_template.jinja").write_text("four")
+    found = find_template(tmp_path)
+    assert found is not None and found.render({}) == "four"
+
+
+def test_templates_that_cannot_be_found(tmp_path: Path) -> None:
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({"chat_template": [{"name": "rag", "template": "x"}]}))
+    with pytest.raises(CheckpointError, match=r"'rag'\] and none is called 'default'; put"):
+        find_template(tmp_path)
+    config.write_text(json.dumps({"chat_template": 3}))
+    with pytest.raises(CheckpointError, match="is int and not a text"):
+        find_template(tmp_path)
+    config.write_text("{")
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json is not JSON"):
+        find_template(tmp_path)
+    config.write_text("[]")
+    with pytest.raises(CheckpointError, match="holds list and not an object"):
+        find_template(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja cannot be read"):
+        find_template(tmp_path)
+
+
+def test_special_names(tmp_path: Path) -> None:
+    assert special_names(tmp_path) == {}
+    (tmp_path / "special_tokens_map.json").write_text('{"bos_token": "old", "pad_token": "<pad>"}')
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "bos_token": {"content": "<bos>"},
+                "add_bos_token": True,
+                "extra_special_tokens": {"boi_token": "<|image>"},
+            }
+        )
+    )
+    expected = {"bos_token": "<bos>", "pad_token": "<pad>", "boi_token": "<|image>"}
+    assert special_names(tmp_path) == expected
