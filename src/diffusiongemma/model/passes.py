@@ -36,7 +36,7 @@ class Encode:
     encodes = True
 
     def __init__(
-        self, config: ModelConfig, context: Context, spans: Sequence[Int[Tensor, " T"]]
+        self, config: ModelConfig, context: Context, spans: Sequence[Int[Tensor, " _"]]
     ) -> None:
         """Prepare positions and masks.
 

@@ -1,0 +1,29 @@
+"""What all tests share: the closing summary with the figures that the suite measured."""
+
+import pytest
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the exactness suite found, beside what it allows."""
+    found: dict[str, list] = {}
+    for kind in ("passed", "failed"):
+        for report in terminalreporter.getreports(kind):
+            for name, value in report.user_properties:
+                found.setdefault(name, []).append((value, report.nodeid))
+    if "exactness" in found:
+        pairs = [(value, node) for value, node in found["exactness"]]
+        (difference, allowance), node = max(pairs, key=lambda x: x[0][0] / x[0][1])
+        largest = max(value[0] for value, _ in pairs)
+        terminalreporter.section("exactness against transformers")
+        terminalreporter.line(
+            f"{len(pairs)} comparisons of logits; largest difference {largest:.1e}; nearest to its "
+            f"allowance: {difference:.1e} of {allowance:.1e}, {node.rpartition('::')[2]}"
+        )
+    for ratio, _ in found.get("bfloat16", []):
+        terminalreporter.line(
+            f"bfloat16: median error {ratio:.2f} times that of transformers (1.10 is allowed)"
+        )
+    for (name, broken, allowance), _ in found.get("break", []):
+        terminalreporter.line(f"broken on purpose: {name}: {broken:.1e}, allowed {allowance:.1e}")
+    for line, _ in found.get("measured", []):
+        terminalreporter.line(line)
