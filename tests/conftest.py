@@ -27,3 +27,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(f"broken on purpose: {name}: {broken:.1e}, allowed {allowance:.1e}")
     for line, _ in found.get("measured", []):
         terminalreporter.line(line)
+    runs = [value for value, _ in found.get("generate", [])]
+    if runs:
+        ended, early = sum(run[0] for run in runs), sum(run[1] for run in runs)
+        terminalreporter.line(
+            f"{len(runs)} answers equal to transformers' generate token by token: {ended} reached "
+            f"an end mark, {early} stopped a canvas early, {sum(run[2] for run in runs)} canvases"
+        )

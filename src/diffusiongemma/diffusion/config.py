@@ -40,17 +40,10 @@ class SamplerConfig:
     canvas_length: int | None = None
 
     def __post_init__(self) -> None:
-        _whole(self, "max_denoising_steps", 1)
-        _whole(self, "stability_threshold", 0)
-        _real(self, "entropy_bound", positive=False)
-        _real(self, "confidence_threshold", positive=False)
-        _real(self, "t_min", positive=False)
-        _real(self, "t_max", positive=True)
+        for field in fields(self):
+            _check(field.name, getattr(self, field.name))
         if self.t_max < self.t_min:
             raise OptionError(f"t_max must not be below t_min, got {self.t_max} < {self.t_min}")
-        for name in ("max_new_tokens", "canvas_length"):
-            if getattr(self, name) is not None:
-                _whole(self, name, 1)
 
     def with_options(self, **options: Any) -> "SamplerConfig":
         """A copy with some options changed.
@@ -62,6 +55,7 @@ class SamplerConfig:
         for name in options:
             if name not in known:
                 raise OptionError(unknown_name("option", name, known))
+            _check(name, options[name])
         return replace(self, **options)
 
     @classmethod
@@ -84,7 +78,7 @@ class SamplerConfig:
         names = ("max_denoising_steps", "t_max", "t_min", "stability_threshold")
         given = {name: raw.get(name) for name in (*names, "confidence_threshold")}
         given["entropy_bound"] = sampler.get("entropy_bound")
-        return cls(**{name: value for name, value in given.items() if value is not None})
+        return cls().with_options(**{k: v for k, v in given.items() if v is not None})
 
     def to_generation_config(self) -> dict[str, Any]:
         """The sampling part of a `generation_config.json` that transformers reads."""
@@ -101,15 +95,20 @@ class SamplerConfig:
         }
 
 
-def _whole(config: SamplerConfig, name: str, least: int) -> None:
-    value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise OptionError(f"{name} must be a whole number of at least {least}, got {value!r}")
+_LEAST = {"max_denoising_steps": 1, "stability_threshold": 0, "max_new_tokens": 1, "canvas_length": 1}
+_OPTIONAL = ("max_new_tokens", "canvas_length")
 
 
-def _real(config: SamplerConfig, name: str, *, positive: bool) -> None:
-    value = getattr(config, name)
+def _check(name: str, value: Any) -> None:
+    if value is None and name in _OPTIONAL:
+        return
+    if name in _LEAST:
+        if isinstance(value, bool) or not isinstance(value, int) or value < _LEAST[name]:
+            least = _LEAST[name]
+            raise OptionError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        return
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    positive = name == "t_max"
     # The comparison also refuses not-a-number and infinity.
     if not number or not (0 < value < 1e6 if positive else 0 <= value < 1e6):
         least = "above 0" if positive else "0 or above"

@@ -1,0 +1,126 @@
+"""Whether a checkpoint would open, told from its small files and headers; no weight is read.
+
+Where loading stops at the first problem, this goes on and collects them all.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+from diffusiongemma.checkpoint import hub, names
+from diffusiongemma.checkpoint.config import from_hf
+from diffusiongemma.checkpoint.load import find_shards, load_model, open_shard, read_json
+from diffusiongemma.core.device import choose
+from diffusiongemma.core.errors import DiffusionGemmaError
+from diffusiongemma.dialog.settings import ImageSettings
+from diffusiongemma.dialog.template import find_template
+from diffusiongemma.dialog.tokenizer import Tokenizer
+from diffusiongemma.diffusion.config import SamplerConfig
+from diffusiongemma.model.config import ModelConfig
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Checkup:
+    """One checkpoint, looked at.
+
+    Attributes:
+        facts: what was found.
+        problems: why it would not open; empty if it would.
+        weight_bytes: of all weights; 0 if unknown.
+    """
+
+    def __init__(self, model: str, revision: str | None = None) -> None:
+        self.facts: dict[str, Any] = {}
+        self.problems: list[str] = []
+        self.weight_bytes = 0
+        folder = self._try(hub.find, model, revision=revision, offline=True, progress=False)
+        if folder is None:
+            return
+        self.facts["folder"] = str(folder)
+        raw = self._try(read_json, folder / "config.json")
+        config = None if raw is None else self._try(from_hf, raw)
+        if config is not None:
+            self.facts |= _architecture(config)
+        self._weights(folder, config)
+        self._words(folder, config)
+        settings = folder / "generation_config.json"
+        given = self._try(read_json, settings) if settings.exists() else {}
+        if given is not None:
+            self._try(SamplerConfig.from_generation_config, given)
+
+    def _try(self, look: Callable[P, R], *args: P.args, **options: P.kwargs) -> R | None:
+        try:
+            return look(*args, **options)
+        except DiffusionGemmaError as error:
+            said = " ".join(str(error).split())
+            if said not in self.problems:
+                self.problems.append(said)
+            return None
+
+    def _weights(self, folder: Path, config: ModelConfig | None) -> None:
+        shards = self._try(find_shards, folder)
+        if shards is None:
+            return
+        counts: Counter[str] = Counter()
+        before = len(self.problems)
+        for shard in shards:
+            counts.update(self._try(_count, shard) or {})
+        if len(self.problems) > before:
+            return
+        self.facts["parameters"] = f"{counts.total():,}"
+        self.facts["dtype"] = ", ".join(f"{kind}: {n:,}" for kind, n in counts.most_common())
+        self.weight_bytes = sum(shard.stat().st_size for shard in shards)
+        self.facts["files"] = f"{len(shards)}, {self.weight_bytes / 1e9:,.3f} GB"
+        place = None if config is None else self._try(choose, "cpu", None, config.dtype)
+        if config is not None and place is not None:
+            nowhere = torch.device("meta")  # every name and shape is checked, nothing is read
+            self._try(load_model, folder, config, device=nowhere, dtype=place.dtype)
+
+    def _words(self, folder: Path, config: ModelConfig | None) -> None:
+        before = len(self.problems)
+        tokenizer = self._try(Tokenizer.from_folder, folder)
+        if len(self.problems) > before:
+            return
+        if tokenizer is None:
+            self.facts["tokenizer"] = "none: it takes and gives token ids"
+            return
+        self.facts["tokenizer"] = f"{tokenizer.size:,} tokens"
+        if config is not None and tokenizer.size > config.vocab_size:
+            self.problems.append(
+                f"the tokenizer has {tokenizer.size} tokens, the network {config.vocab_size}; "
+                "check that both come from the same checkpoint"
+            )
+        before = len(self.problems)
+        template = self._try(find_template, folder)
+        if len(self.problems) == before:
+            self.facts["chat template"] = "found" if template else "none: one question, as it is"
+        self._try(ImageSettings.from_folder, folder)
+
+
+def _architecture(config: ModelConfig) -> dict[str, str]:
+    sliding = sum(layer.sliding for layer in config.layers)
+    return {
+        "layers": f"{len(config.layers)}: {sliding} sliding over {config.sliding_window}, "
+        f"{len(config.layers) - sliding} full; width {config.hidden_size}",
+        "experts": f"{config.num_experts}, of which {config.top_k_experts} serve a token",
+        "vocabulary": f"{config.vocab_size:,}",
+        "context": f"{config.max_position_embeddings:,} tokens, canvas {config.canvas_length}",
+        "pictures": "no" if config.vision is None else "yes",
+    }
+
+
+def _count(shard: Path) -> dict[str, int]:
+    """Parameters by stored format, from the header of one file."""
+    counts: Counter[str] = Counter()
+    with open_shard(shard) as file:
+        for name in file.keys():
+            if name not in names.TIED:
+                stored = file.get_slice(name)
+                counts[stored.get_dtype()] += math.prod(stored.get_shape())
+    return counts

@@ -1,0 +1,96 @@
+"""The command: which verb is meant, and what a failure looks like.
+
+Knows verbs and exit codes; each verb's module knows its own options and work. Modules that need
+torch are imported by the verb that needs them, so that `--help` is quick.
+
+Exit codes: 0 done, 1 a mistake of ours, 2 a mistake in the input or a lack of this machine,
+130 Ctrl-C, 141 whoever read the output went away.
+"""
+
+import contextlib
+import importlib
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from diffusiongemma.cli.screen import printable
+from diffusiongemma.core.errors import DiffusionGemmaError
+
+VERBS = ("run", "doctor")  # modules of this folder; a command without a verb means the first
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the words after the command's name; those of this process if not given.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for letters that its encoding lacks
+    try:
+        try:
+            code = _dispatch(words)
+        except SystemExit as stop:  # --help and --version
+            code = int(stop.code or 0)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        _drop_output()
+        return 141
+    except Exception as error:
+        _drop_output()
+        return _complain(error, debug="--debug" in words)
+
+
+def _dispatch(words: list[str]) -> int:
+    verb = words.pop(0) if words and words[0] in VERBS else VERBS[0]
+    module = importlib.import_module(f"diffusiongemma.cli.{verb}")
+    return module.run(module.parser().parse(words))
+
+
+def _complain(error: Exception, *, debug: bool) -> int:
+    """Say what went wrong, in one line."""
+    if debug:
+        traceback.print_exception(error)
+    said, code = _sentence(error)
+    print(f"error: {printable(' '.join(said.split()))}", file=sys.stderr)
+    return code
+
+
+def _sentence(error: Exception) -> tuple[str, int]:
+    if isinstance(error, DiffusionGemmaError):
+        return str(error), 2
+    # By name: torch's class must not be imported to tell that it was not this one.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return (
+            f"out of memory ({error}); give a shorter prompt or another --device, and see what "
+            "fits with `diffusiongemma doctor`",
+            2,
+        )
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return f"the system refused: {error.strerror or error}{where}", 2
+    return (
+        f"this is a mistake of ours ({type(error).__name__}: {error}); run it again with --debug "
+        "and report what it prints",
+        1,
+    )
+
+
+def _drop_output() -> None:
+    """Flush what can be written; what cannot is forgotten, or Python would complain at its end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,135 @@
+"""An answer on its way to a reader: live on a terminal, whole in a pipe, or as JSON.
+
+Knows events and replies. How a terminal is steered is `screen`'s business.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from diffusiongemma.cli.screen import Screen
+from diffusiongemma.engine.events import Committed, Event, Finished, Refined
+from diffusiongemma.engine.gemma import Gemma
+from diffusiongemma.engine.reply import Reply, Stats
+
+
+class Show:
+    """Shows one answer.
+
+    Args:
+        gemma: who answers.
+        speaks_ids: show token ids and not their text.
+        think: show the thought, too, on a terminal.
+        live: show the answer while it grows, on a terminal.
+    """
+
+    def __init__(self, gemma: Gemma, *, speaks_ids: bool, think: bool, live: bool) -> None:
+        self._gemma, self._speaks_ids, self._think = gemma, speaks_ids, think
+        self._screen = Screen()
+        self._live = live and self._screen.shows_answer
+        self._tokens: list[int] = []
+        self._thought = self._said = ""
+
+    def follow(self, events: Iterator[Event]) -> Reply:
+        """Watch to the end. The status goes away, whatever happens."""
+        self._screen.status("reading the prompt")
+        try:
+            for event in events:
+                match event:
+                    case Refined():
+                        self._screen.status(_status(event))
+                    case Committed():
+                        self._committed(event)
+                    case Finished(reply=reply):
+                        return reply
+        except KeyboardInterrupt:
+            self._screen.end_line()
+            raise
+        finally:
+            self._screen.clear()
+        raise AssertionError("a stream ends with Finished")
+
+    def finish(self, reply: Reply) -> None:
+        """What is left to print at the end: all of it where nothing was live."""
+        text = " ".join(map(str, reply.tokens)) if self._speaks_ids else reply.text
+        calls = [json.dumps(asdict(call), ensure_ascii=False) for call in reply.tool_calls]
+        if not self._live:
+            print("\n".join([text, *calls] if text or not calls else calls))
+        else:
+            self._say(self._rest(text))
+            self._screen.end_line()
+            self._screen.say("".join(f"{call}\n" for call in calls))
+        if reply.stats.loop:
+            self._screen.note(
+                "warning: the answer seems to repeat itself; its speed means nothing, and another "
+                "--seed may help"
+            )
+        if self._screen.shows_status:
+            self._screen.note(_summary(reply))
+
+    def _rest(self, text: str) -> str:
+        """What of the whole text was not said yet."""
+        if text.startswith(self._said):
+            return text.removeprefix(self._said)
+        # What looked like a tool's call while it came in was none, and its words belong here.
+        return f"\n{text}" if text else ""
+
+    def _committed(self, event: Committed) -> None:
+        self._tokens += event.tokens
+        if not self._live:
+            return
+        if self._speaks_ids:
+            gap = " " if self._said and event.tokens else ""
+            self._say(gap + " ".join(map(str, event.tokens)))
+            return
+        self._show_thought()
+        self._say(event.text)
+
+    def _say(self, text: str) -> None:
+        if text and self._thought and not self._said:
+            self._screen.end_line()
+        self._screen.say(text)
+        self._said += text
+
+    def _show_thought(self) -> None:
+        if not self._think or self._gemma.chat is None or self._said:
+            return
+        thought = self._gemma.chat.parse(self._tokens).thought or ""
+        thought = thought.rstrip("\N{REPLACEMENT CHARACTER}")  # half a character, perhaps
+        if thought.startswith(self._thought):
+            self._screen.say(thought.removeprefix(self._thought), dim=True)
+            self._thought = thought
+
+
+def document(reply: Reply, gemma: Gemma, model: str) -> dict[str, Any]:
+    """All that is known of an answer, for JSON."""
+    return {
+        "text": reply.text,
+        "thought": reply.thought,
+        "tool_calls": [asdict(call) for call in reply.tool_calls],
+        "tokens": list(reply.tokens),
+        "finish_reason": reply.finish_reason,
+        "stats": reply.stats.as_dict(),
+        "model": model,
+        "device": {
+            "name": str(gemma.device.device),
+            "dtype": str(gemma.device.dtype).removeprefix("torch."),
+            "reason": gemma.device.reason,
+        },
+    }
+
+
+def _status(event: Refined) -> str:
+    unsure = sum(event.entropy) / len(event.entropy)
+    return f"canvas {event.canvas + 1}, step {event.step}, mean entropy {unsure:.3f}"
+
+
+def _summary(reply: Reply) -> str:
+    stats: Stats = reply.stats
+    ends = {"stop": "", "length": ", cut at max_new_tokens", "context": ", the context is full"}
+    return (
+        f"{stats.new_tokens} tokens in {stats.seconds:.1f} s ({stats.tokens_per_second:.1f}/s)"
+        f"{ends.get(reply.finish_reason, '')}, {stats.steps_per_canvas:.1f} steps/canvas, "
+        f"{stats.tokens_per_forward:.1f} tokens/forward, seed {stats.seed}"
+    )

@@ -1,0 +1,175 @@
+"""The process by hand-made numbers: canvases of four tokens, no network."""
+
+import math
+
+import pytest
+import torch
+
+from diffusiongemma.core.errors import OptionError
+from diffusiongemma.diffusion.accept import within_bound
+from diffusiongemma.diffusion.config import HELP, SamplerConfig
+from diffusiongemma.diffusion.loop import cut
+from diffusiongemma.diffusion.step import refine
+from diffusiongemma.diffusion.stop import Progress
+from diffusiongemma.diffusion.temperature import temperature
+from diffusiongemma.kernels.readout import Readout
+
+
+def said(token, best, entropy) -> Readout:
+    """What a network might say of one row."""
+    return Readout(
+        token_BL=torch.tensor([token]),
+        best_BL=torch.tensor([best]),
+        entropy_BL=torch.tensor([entropy]),
+        soft_BLD=torch.zeros(1, len(token), 2),
+    )
+
+
+def start(width: int = 4) -> Progress:
+    return Progress.start(1, width, torch.device("cpu"))
+
+
+def test_temperature_starts_at_t_max_and_ends_above_t_min() -> None:
+    assert temperature(1, 48, 0.4, 0.8) == pytest.approx(0.8)
+    assert temperature(48, 48, 0.4, 0.8) == pytest.approx(0.4 + 0.4 / 48)
+    assert temperature(1, 1, 0.4, 0.8) == pytest.approx(0.8)
+
+
+def test_accepts_lowest_entropies_while_those_before_fit_the_bound() -> None:
+    entropy = torch.tensor([[0.5, 0.04, 0.06, 0.01]])
+    # In order 0.01, 0.04, 0.06, 0.5 the sums before each are 0, 0.01, 0.05, 0.11.
+    assert within_bound(entropy, 0.1).tolist() == [[False, True, True, True]]
+    assert within_bound(entropy, 0.12).tolist() == [[True, True, True, True]]
+    assert within_bound(entropy, 0.0).tolist() == [[False, False, False, True]]
+
+
+def test_the_most_certain_position_always_passes() -> None:
+    assert within_bound(torch.tensor([[9.0, 8.0, 9.0]]), 0.0).tolist() == [[False, True, False]]
+
+
+def test_rows_are_accepted_by_themselves() -> None:
+    entropy = torch.tensor([[0.0, 5.0], [5.0, 0.0]])
+    assert within_bound(entropy, 0.1).tolist() == [[True, True], [True, True]]
+    entropy = torch.tensor([[0.2, 5.0], [5.0, 0.2]])
+    assert within_bound(entropy, 0.1).tolist() == [[True, False], [False, True]]
+
+
+def test_rejected_positions_become_noise_also_if_accepted_before() -> None:
+    config = SamplerConfig()
+    noise = torch.tensor([[70, 71, 72, 73]])
+    first = refine(said([1, 2, 3, 4], [1, 2, 3, 4], [0.0, 0.0, 3.0, 3.0]), noise, config, start())
+    # The first uncertain position still passes: nothing uncertain stands before it.
+    assert first.canvas_BL.tolist() == [[1, 2, 3, 73]]
+    again = refine(
+        said([5, 6, 7, 8], [1, 2, 3, 4], [3.0, 3.0, 0.0, 0.0]), noise, config, first.progress
+    )
+    assert again.canvas_BL.tolist() == [[5, 71, 7, 8]]
+
+
+def test_revisions_count_from_the_second_step() -> None:
+    config, noise = SamplerConfig(), torch.zeros(1, 4, dtype=torch.long)
+    first = refine(said([1, 2, 3, 4], [1, 2, 3, 4], [0.0] * 4), noise, config, start())
+    assert not first.revised_BL.any()
+    again = refine(said([1, 2, 3, 4], [1, 9, 3, 9], [0.0] * 4), noise, config, first.progress)
+    assert again.revised_BL.tolist() == [[False, True, False, True]]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "entropy", "steps"), [(0, 0.0, 1), (1, 0.0, 2), (3, 0.0, 4), (1, 0.01, None)]
+)
+def test_stops_when_stable_and_sure(threshold: int, entropy: float, steps: int | None) -> None:
+    config = SamplerConfig(stability_threshold=threshold)
+    progress, noise = start(), torch.zeros(1, 4, dtype=torch.long)
+    stopped = None
+    for number in range(1, 8):
+        step = refine(said([1] * 4, [1] * 4, [entropy] * 4), noise, config, progress)
+        progress = step.progress
+        if bool(step.done_B) and stopped is None:
+            stopped = number
+    assert stopped == steps
+
+
+def test_confidence_is_the_mean_over_the_whole_canvas_and_strict() -> None:
+    config = SamplerConfig(stability_threshold=0, confidence_threshold=0.25)
+    noise = torch.zeros(1, 4, dtype=torch.long)
+    for entropy, done in (([0.0, 0.0, 0.0, 0.9], True), ([0.25] * 4, False), ([1.0] * 4, False)):
+        assert bool(refine(said([1] * 4, [1] * 4, entropy), noise, config, start()).done_B) is done
+
+
+def test_a_change_starts_the_count_again() -> None:
+    config = SamplerConfig(stability_threshold=2)
+    progress, noise = start(1), torch.zeros(1, 1, dtype=torch.long)
+    done = []
+    for best in (5, 5, 6, 6, 6):
+        step = refine(said([best], [best], [0.0]), noise, config, progress)
+        progress = step.progress
+        done.append(bool(step.done_B))
+    assert done == [False, False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("whole", "limit", "made", "tokens", "reason"),
+    [
+        ((5, 6, 7), None, 0, (5, 6, 7), None),
+        ((5, 1, 7), None, 0, (5,), "stop"),
+        ((1, 6, 7), None, 9, (), "stop"),
+        ((5, 6, 2), None, 0, (5, 6), "stop"),
+        ((5, 6, 7), 2, 0, (5, 6), "length"),
+        ((5, 6, 7), 3, 0, (5, 6, 7), "length"),
+        ((5, 6, 7), 4, 0, (5, 6, 7), None),
+        ((5, 6, 7), 10, 8, (5, 6), "length"),
+        ((5, 6, 1), 2, 0, (5, 6), "stop"),
+        ((5, 6, 1), 1, 0, (5,), "length"),
+    ],
+)
+def test_answers_end_exactly(whole, limit, made, tokens, reason) -> None:
+    assert cut(whole, frozenset({1, 2}), limit, made) == (tokens, reason)
+
+
+def test_defaults_are_those_of_the_released_model() -> None:
+    config = SamplerConfig.from_generation_config({})
+    assert (config.max_denoising_steps, config.entropy_bound) == (48, 0.1)
+    assert (config.t_min, config.t_max) == (0.4, 0.8)
+    assert (config.stability_threshold, config.confidence_threshold) == (1, 0.005)
+    assert config.max_new_tokens is None
+    assert set(HELP) == set(SamplerConfig.__slots__)
+
+
+def test_the_file_of_the_checkpoint_is_honoured_and_null_is_the_default() -> None:
+    raw = {
+        "max_denoising_steps": 12,
+        "sampler_config": {"_cls_name": "EntropyBoundSamplerConfig", "entropy_bound": 0.3},
+        "t_min": None,
+        "stability_threshold": 2,
+        "max_new_tokens": 256,
+    }
+    config = SamplerConfig.from_generation_config(raw)
+    assert (config.max_denoising_steps, config.entropy_bound, config.t_min) == (12, 0.3, 0.4)
+    assert config.stability_threshold == 2
+    assert config.max_new_tokens is None  # 256 in the file is no limit of ours
+    assert SamplerConfig.from_generation_config(config.to_generation_config()) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"entropy_bnd": 1}, "unknown option 'entropy_bnd'; did you mean 'entropy_bound'"),
+        ({"max_denoising_steps": 0}, "max_denoising_steps must be a whole number of at least 1"),
+        ({"max_denoising_steps": 2.5}, "max_denoising_steps must be a whole number"),
+        ({"max_new_tokens": True}, "max_new_tokens must be a whole number"),
+        ({"entropy_bound": -0.1}, "entropy_bound must be a number 0 or above, got -0.1"),
+        ({"t_max": math.nan}, "t_max must be a number above 0, got nan"),
+        ({"t_max": math.inf}, "t_max must be a number above 0, got inf"),
+        ({"t_max": 0.0, "t_min": 0.0}, "t_max must be a number above 0"),
+        ({"t_max": 0.3}, "t_max must not be below t_min, got 0.3 < 0.4"),
+        ({"confidence_threshold": "low"}, "confidence_threshold must be a number"),
+    ],
+)
+def test_bad_options_say_what_got_do(options, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        SamplerConfig().with_options(**options)
+
+
+def test_an_unknown_sampler_is_refused() -> None:
+    with pytest.raises(OptionError, match="sampler 'Magic'; only EntropyBoundSamplerConfig"):
+        SamplerConfig.from_generation_config({"sampler_config": {"_cls_name": "Magic"}})

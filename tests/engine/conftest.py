@@ -1,0 +1,49 @@
+"""Toys behind the door: one that speaks ids, one with words."""
+
+from pathlib import Path
+
+import pytest
+
+import diffusiongemma as dg
+import toys
+from toys_words import SIZE, write_words
+
+
+@pytest.fixture(scope="session")
+def ids_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint without a tokenizer."""
+    folder = tmp_path_factory.mktemp("ids")
+    toys.write(toys.Toy(seed=31, canvas=8, window=6), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def words_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with tokenizer, template and vision tower, on each other's ids."""
+    folder = tmp_path_factory.mktemp("words")
+    write_toy_with_words(folder)
+    return folder
+
+
+def write_toy_with_words(folder: Path) -> None:
+    """A random checkpoint whose image marks are those of its tokenizer."""
+    import json
+
+    toys.write(toys.Toy(seed=32, vocabulary=SIZE, canvas=16, longest=4096), folder)
+    marks = write_words(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["image_token_id"] = marks["<|image|>"]
+    config["boi_token_id"], config["eoi_token_id"] = marks["<|image>"], marks["<image|>"]
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = {"patch_size": 4, "pooling_kernel_size": 2, "max_soft_tokens": 70}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+
+
+@pytest.fixture(scope="session")
+def speaks_ids(ids_folder: Path) -> dg.Gemma:
+    return dg.load(ids_folder)
+
+
+@pytest.fixture(scope="session")
+def speaks_words(words_folder: Path) -> dg.Gemma:
+    return dg.load(words_folder)

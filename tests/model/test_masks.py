@@ -1,0 +1,45 @@
+"""The masks are what their docstrings draw: the pictures are parsed and compared."""
+
+import inspect
+
+import torch
+
+from diffusiongemma.model import masks
+
+
+def picture(function) -> torch.Tensor:
+    """The matrix of zeros and ones in a docstring."""
+    lines = [line.split() for line in inspect.getdoc(function).splitlines()]
+    rows = [line for line in lines if line and set(line) <= {"0", "1"}]
+    return torch.tensor([[int(mark) for mark in row] for row in rows]).bool()
+
+
+def test_causal() -> None:
+    assert torch.equal(masks.causal(torch.arange(2, 5), torch.arange(5)), picture(masks.causal))
+
+
+def test_window() -> None:
+    drawn = masks.window(torch.arange(2, 5), torch.arange(5), 3)
+    assert torch.equal(drawn, picture(masks.window))
+
+
+def test_overlay() -> None:
+    span = torch.tensor([-1, 0, 0, 0, 0, -1])
+    place = torch.arange(6)
+    drawn = masks.overlay(masks.window(place, place, 3), span, span)
+    assert torch.equal(drawn, picture(masks.overlay))
+
+
+def test_canvas_sees() -> None:
+    drawn = torch.zeros(3, 7, dtype=torch.bool)
+    drawn[:, masks.canvas_sees(4, 3)] = True
+    drawn[:, 4:] = True
+    assert torch.equal(drawn, picture(masks.canvas_sees))
+    assert masks.canvas_sees(9, None) == slice(0, 9)
+    assert masks.canvas_sees(2, 8) == slice(0, 2)
+
+
+def test_spans_number_the_runs() -> None:
+    is_image = torch.tensor([1, 1, 0, 1, 0, 0, 1, 1]).bool()
+    assert masks.spans(is_image).tolist() == [0, 0, -1, 1, -1, -1, 2, 2]
+    assert masks.spans(torch.zeros(3).bool()).tolist() == [-1, -1, -1]
