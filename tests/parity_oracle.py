@@ -4,6 +4,7 @@ A script is a list of acts: encode these tokens (with these images), denoise thi
 signal from the step before). What comes out is compared, logits by logits.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,10 +122,17 @@ def _encode_hf(model: Any, act: Encode, cache: Any, kinds: Tensor) -> Tensor:
             [pad(i.values_PX, (0, 0, 0, n)) for i, n in zip(act.images, padded, strict=True)]
         )
         extra["image_position_ids"] = torch.stack(
-            [pad(i.positions_P2, (0, 0, 0, n), value=-1) for i, n in zip(act.images, padded, strict=True)]
+            [
+                pad(i.positions_P2, (0, 0, 0, n), value=-1)
+                for i, n in zip(act.images, padded, strict=True)
+            ]
         )
     return encoder(
-        input_ids=act.ids, attention_mask=masks, position_ids=positions, past_key_values=cache, **extra
+        input_ids=act.ids,
+        attention_mask=masks,
+        position_ids=positions,
+        past_key_values=cache,
+        **extra,
     ).last_hidden_state
 
 
@@ -138,8 +146,7 @@ def play_ours(model: DiffusionGemma, script: Script, capacity: int | None = None
             inputs = model.embed(act.ids, act.images)
             borders = [0, *act.chunks, act.ids.shape[1]]
             hidden = [
-                model.encode(inputs.cut(a, b), context)
-                for a, b in zip(borders, borders[1:], strict=False)
+                model.encode(inputs.cut(a, b), context) for a, b in itertools.pairwise(borders)
             ]
             said.append(model.logits(torch.cat(hidden, dim=1)))
         else:

@@ -27,7 +27,10 @@ def test_philox_gives_the_published_answers() -> None:
 
 
 PLACE = st.tuples(
-    st.integers(-(2**70), 2**70), st.integers(0, 2**31), st.integers(0, 200), st.sampled_from(Purpose)
+    st.integers(-(2**70), 2**70),
+    st.integers(0, 2**31),
+    st.integers(0, 200),
+    st.sampled_from(Purpose),
 )
 
 

@@ -43,7 +43,10 @@ def test_attend_is_softmax_over_the_row_s_own_keys() -> None:
 
 def test_experts_add_up_their_weighted_answers() -> None:
     x = torch.randn(11, 16, generator=dice())
-    gate_up, down = torch.randn(5, 24, 16, generator=dice(1)), torch.randn(5, 16, 12, generator=dice(2))
+    gate_up, down = (
+        torch.randn(5, 24, 16, generator=dice(1)),
+        torch.randn(5, 16, 12, generator=dice(2)),
+    )
     number = torch.stack([torch.randperm(5, generator=dice(n))[:3] for n in range(11)])
     share = torch.rand(11, 3, generator=dice(3))
     expected = torch.zeros_like(x)
@@ -59,7 +62,10 @@ def test_experts_add_up_their_weighted_answers() -> None:
 
 def test_experts_rows_do_not_depend_on_their_neighbours() -> None:
     x = torch.randn(40, 16, generator=dice())
-    gate_up, down = torch.randn(5, 24, 16, generator=dice(1)), torch.randn(5, 16, 12, generator=dice(2))
+    gate_up, down = (
+        torch.randn(5, 24, 16, generator=dice(1)),
+        torch.randn(5, 16, 12, generator=dice(2)),
+    )
     number = torch.stack([torch.randperm(5, generator=dice(n))[:3] for n in range(40)])
     share = torch.rand(40, 3, generator=dice(3))
     together = experts(x, number, share, gate_up, down)
@@ -90,7 +96,10 @@ def test_rotation_turns_pairs_and_leaves_the_rest() -> None:
 
 
 def test_readout_is_the_direct_form() -> None:
-    hidden, table = torch.randn(2, 7, 16, generator=dice()), torch.randn(3000, 16, generator=dice(1))
+    hidden, table = (
+        torch.randn(2, 7, 16, generator=dice()),
+        torch.randn(3000, 16, generator=dice(1)),
+    )
     heat, scale = torch.tensor([0.8, 0.5]), torch.tensor(4.0)
     uniform = torch.rand(2, 7, generator=dice(2), dtype=torch.float64)
     ids, members = torch.randint(0, 3000, (2, 7), generator=dice(3)), torch.arange(3000) % 7 == 0
@@ -101,11 +110,15 @@ def test_readout_is_the_direct_form() -> None:
     logits = (hidden.double() @ table.double().T / 5).tanh() * 5 / heat[:, None, None].double()
     p = logits.softmax(-1)
     assert torch.equal(said.best_BL, logits.argmax(-1))
-    torch.testing.assert_close(said.entropy_BL.double(), -(p * p.log()).sum(-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        said.entropy_BL.double(), -(p * p.log()).sum(-1), rtol=1e-4, atol=1e-5
+    )
     torch.testing.assert_close(said.soft_BLD.double(), p @ table.double() * 4, rtol=1e-3, atol=1e-4)
     top = p.topk(3)
     assert torch.equal(said.top_BLG, top.indices)
-    torch.testing.assert_close(said.top_logprob_BLG.double().exp(), top.values, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        said.top_logprob_BLG.double().exp(), top.values, rtol=1e-4, atol=1e-6
+    )
     picked = p.gather(-1, ids[..., None])[..., 0]
     torch.testing.assert_close(said.logprob_BL.double(), picked.log(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(said.mass_BL.double(), p[..., members].sum(-1), rtol=1e-4, atol=1e-6)
@@ -118,7 +131,11 @@ def test_a_banned_token_has_no_say_and_makes_no_nan() -> None:
     free = readout(hidden, table, uniform_BL=uniform, **options)
     ban = free.best_BL[0, 0]
     shaped = readout(
-        hidden, table, uniform_BL=uniform, shaper=lambda x: x.index_fill(-1, ban[None], BANNED), **options
+        hidden,
+        table,
+        uniform_BL=uniform,
+        shaper=lambda x: x.index_fill(-1, ban[None], BANNED),
+        **options,
     )
     assert (shaped.best_BL != ban).all() and (shaped.token_BL != ban).all()
     assert shaped.entropy_BL.isfinite().all() and shaped.soft_BLD.isfinite().all()

@@ -6,6 +6,7 @@ import torch
 import toys
 from parity_oracle import Pair, open_pair
 
+
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory):
     """Open a toy on first use and keep it."""

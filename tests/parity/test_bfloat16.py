@@ -19,7 +19,10 @@ def _errors(pairs, toy) -> tuple[float, float]:
             Denoise(dice.canvas(), dice.logits()),
         ]
         truth = play_hf(exact.sdpa, script)
-        for said, errors in ((play_hf(rounded.sdpa, script), theirs), (play_ours(rounded.ours, script), ours)):
+        for said, errors in (
+            (play_hf(rounded.sdpa, script), theirs),
+            (play_ours(rounded.ours, script), ours),
+        ):
             errors += [(a - b).abs().flatten() for a, b in zip(said, truth, strict=True)]
     return float(torch.cat(ours).median()), float(torch.cat(theirs).median())
 

@@ -29,7 +29,9 @@ def denoiser_scalars_for_both(patch: pytest.MonkeyPatch) -> None:
 
 def canvas_sees_w_tokens(patch: pytest.MonkeyPatch) -> None:
     right = masks.canvas_sees
-    patch.setattr(masks, "canvas_sees", lambda n, size: right(n, None if size is None else size + 1))
+    patch.setattr(
+        masks, "canvas_sees", lambda n, size: right(n, None if size is None else size + 1)
+    )
 
 
 def encoder_window_one_wider(patch: pytest.MonkeyPatch) -> None:
@@ -106,7 +108,9 @@ def no_softcap(patch: pytest.MonkeyPatch) -> None:
 def no_self_conditioning_at_step_one(patch: pytest.MonkeyPatch) -> None:
     right = selfcond.SelfConditioning.forward
     patch.setattr(
-        selfcond.SelfConditioning, "forward", lambda s, e, soft: right(s, e, soft) if soft.any() else e
+        selfcond.SelfConditioning,
+        "forward",
+        lambda s, e, soft: right(s, e, soft) if soft.any() else e,
     )
 
 
@@ -174,7 +178,10 @@ def _script() -> Script:
 
 @pytest.mark.parametrize("wrong", BREAKS, ids=lambda wrong: wrong.__name__)
 def test_a_break_is_seen(
-    pairs, wrong: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch, record_property
+    pairs,
+    wrong: Callable[[pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
+    record_property,
 ) -> None:
     pair, script = pairs(TOY), _script()
     truth = play_hf(pair.sdpa, script)

@@ -108,11 +108,22 @@ def _ours(pair: Pair, ids: torch.Tensor, seed: int, options: dict, eos: list[int
 
 @pytest.mark.parametrize(
     ("stability", "confidence", "bound", "steps"),
-    [(0, 0.9, 0.1, 12), (1, 2.0, 5.0, 10), (1, 0.005, 0.1, 7), (0, 2.6, 0.5, 48), (2, 9.0, 30.0, 9)],
+    [
+        (0, 0.9, 0.1, 12),
+        (1, 2.0, 5.0, 10),
+        (1, 0.005, 0.1, 7),
+        (0, 2.6, 0.5, 48),
+        (2, 9.0, 30.0, 9),
+    ],
 )
 @pytest.mark.parametrize("toy", CALM, ids=lambda toy: f"toy{toy.seed}")
 def test_answers_equal_the_reference(
-    pairs, toy: toys.Toy, stability: int, confidence: float, bound: float, steps: int,
+    pairs,
+    toy: toys.Toy,
+    stability: int,
+    confidence: float,
+    bound: float,
+    steps: int,
     record_property,
 ) -> None:
     pair, dice = pairs(toy), Dice(toy, seed=int(steps))

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import toys
-
 from parity_oracle import Denoise, Dice, Encode, Pair, Script, furthest, play_hf, play_ours
 
 SMALLEST_ALLOWANCE = 1e-4

@@ -24,7 +24,9 @@ def test_ragged_rows_equal_their_rows_alone(pair: Pair) -> None:
     rows = [dice.ids(n) for n in LENGTHS]
     canvases, logits = [dice.canvas() for _ in rows], [dice.logits() for _ in rows]
     context = model.context(rows=len(rows))
-    padded = torch.cat([torch.nn.functional.pad(ids, (0, max(LENGTHS) - ids.shape[1])) for ids in rows])
+    padded = torch.cat(
+        [torch.nn.functional.pad(ids, (0, max(LENGTHS) - ids.shape[1])) for ids in rows]
+    )
     hidden = model.encode(model.embed(padded), context, torch.tensor(LENGTHS))
     first = model.denoise(torch.cat(canvases), None, context)
     soft = torch.cat([model.soften(one) for one in logits])
@@ -69,7 +71,11 @@ def test_truncate_and_go_on(pair: Pair, capacity: int | None) -> None:
     """A canvas taken back leaves no trace, also after sliding layers have begun to forget."""
     dice, model = Dice(pair.toy, seed=73), pair.ours
     capacity = capacity and pair.toy.longest
-    prompt, rejected, kept = dice.ids(2 * pair.toy.window + 9), dice.ids(pair.toy.canvas), dice.ids(11)
+    prompt, rejected, kept = (
+        dice.ids(2 * pair.toy.window + 9),
+        dice.ids(pair.toy.canvas),
+        dice.ids(11),
+    )
     context, straight = (model.context(capacity=capacity) for _ in range(2))
     for one in (context, straight):
         model.encode(model.embed(prompt), one)

@@ -11,49 +11,22 @@ that transformers writes has `per_layer_config`.
 from collections.abc import Mapping
 from typing import Any
 
+from diffusiongemma.core.device import DTYPES
 from diffusiongemma.core.errors import ConfigError
 from diffusiongemma.model.config import LayerConfig, ModelConfig, VisionConfig
 
 Raw = Mapping[str, Any]
 
-_SKIPPED = set(
-    [
-        "architectures",
-        "transformers_version",
-        "_name_or_path",
-        "initializer_range",
-        "pad_token_id",
-        "bos_token_id",
-        "eos_token_id",
-        "attention_dropout",
-        "use_cache",
-        "torch_dtype",
-        "dtype",
-        "chunk_size_feed_forward",
-        "id2label",
-        "label2id",
-        "return_dict",
-        "output_hidden_states",
-        "output_attentions",
-        "problem_type",
-        "is_encoder_decoder",
-        "vocab_size_per_layer_input",
-        "vision_soft_tokens_per_image",
-        "keys_to_ignore_at_inference",
-        "is_causal",
-        "max_length",
-        "audio_token_id",
-        "boa_token_id",
-        "eoa_token_id",
-        "eoa_token_index",
-        "video_token_id",
-        "dropout",
-        "num_soft_tokens",
-        "default_output_length",
-        "_attn_implementation",
-        "experts_implementation",
-    ]
-)
+_SKIPPED = frozenset([
+    "architectures", "transformers_version", "_name_or_path", "initializer_range", "pad_token_id",
+    "bos_token_id", "eos_token_id", "attention_dropout", "use_cache", "torch_dtype", "dtype",
+    "chunk_size_feed_forward", "id2label", "label2id", "return_dict", "output_hidden_states",
+    "output_attentions", "problem_type", "is_encoder_decoder", "vocab_size_per_layer_input",
+    "vision_soft_tokens_per_image", "keys_to_ignore_at_inference", "is_causal", "max_length",
+    "audio_token_id", "boa_token_id", "eoa_token_id", "eoa_token_index", "video_token_id",
+    "dropout", "num_soft_tokens", "default_output_length", "_attn_implementation",
+    "experts_implementation"
+])  # fmt: skip
 _FIXED: dict[str, tuple[Any, ...]] = {
     "tie_word_embeddings": (True,),
     "attention_bias": (False, None),
@@ -66,8 +39,19 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "use_clipped_linears": (False,),
     "audio_config": (None,),
     "attn_logit_softcapping": (None,),
-    "quantization_config": (None,),
 }
+# With these limits a wrong number is named here; without them it would exhaust the memory.
+_WIDEST, _LONGEST, _DEEPEST = 1_000_000, 2**31 - 1, 1000
+_TEXT = [
+    "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_experts",
+    "top_k_experts", "moe_intermediate_size"
+]  # fmt: skip
+_TEXT_LONG = ["sliding_window", "max_position_embeddings"]
+_VISION = [
+    "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"
+]  # fmt: skip
+_VISION_USUAL = {"patch_size": 16, "pooling_kernel_size": 3, "position_embedding_size": 10240}
+_KINDS = ("sliding_attention", "full_attention")
 
 
 def from_hf(raw: Raw) -> ModelConfig:
@@ -80,241 +64,253 @@ def from_hf(raw: Raw) -> ModelConfig:
     kind = raw.get("model_type")
     if kind != "diffusion_gemma":
         raise ConfigError(
-            f"config.json has model_type '{kind}'; this package opens 'diffusion_gemma'"
+            f"config.json has model_type {_show(kind)}; this package opens 'diffusion_gemma', such "
+            "as google/diffusiongemma-26B-A4B-it"
         )
-    top = _Section("", raw)
-    text = _Section("text_config.", top.section("text_config"))
-    vision_raw = top.take("vision_config", None)
-    vision = None if vision_raw is None else _Section("vision_config.", vision_raw)
+    top = _Section("", raw, [])
+    text = top.section("text_config")
+    if text is None:
+        raise ConfigError("config.json has no section text_config; is it the file of this model?")
     fields = _text_fields(text)
-    fields["canvas_length"] = top.take("canvas_length", 256)
+    vision = top.section("vision_config")
+    vision_fields = None if vision is None else _vision_fields(vision)
+    fields["canvas_length"] = top.whole("canvas_length", 256, most=_LONGEST)
     for name, default in (("image", 258880), ("boi", 255999), ("eoi", 258882)):
-        fields[f"{name}_token_id"] = top.take(f"{name}_token_id", default)
-    fields["vision"] = None if vision is None else _vision(vision)
-    dtype = raw.get("dtype") or raw.get("torch_dtype") or text.raw.get("dtype")
-    fields["dtype"] = str(dtype or "bfloat16").removeprefix("torch.")
-    complaints = [c for part in (top, text, vision) if part for c in part.complaints()]
-    if complaints:
-        raise ConfigError("config.json cannot be honoured: " + "; ".join(complaints))
-    try:
-        return ModelConfig(**fields)
-    except TypeError as error:  # a number that is a string, say
-        raise ConfigError(f"config.json has a value of the wrong type: {error}") from error
+        key = f"{name}_token_id"
+        given = top.take(key, default)
+        fields[key] = None if given is None else top.whole(key, default, least=0)
+    fields["dtype"] = _dtype(top, text)
+    top.close()
+    if top.problems:
+        raise ConfigError(
+            f"config.json cannot be honoured: {'; '.join(top.problems)}. Compare it with that of "
+            "google/diffusiongemma-26B-A4B-it, or update this package"
+        )
+    fields["vision"] = None if vision_fields is None else VisionConfig(**vision_fields)
+    return ModelConfig(**fields)
 
 
 class _Section:
-    """One dictionary of the file, which remembers what was taken from it."""
+    """One dictionary of the file, which remembers what was taken from it.
 
-    def __init__(self, prefix: str, raw: Raw) -> None:
-        self.prefix, self.raw = prefix, raw
+    What is wrong goes to `problems`, one list for the whole file, and reads as a number that does
+    no harm; so a single error can name everything.
+    """
+
+    def __init__(self, prefix: str, raw: Raw, problems: list[str]) -> None:
+        self.prefix, self.raw, self.problems = prefix, raw, problems
         self.taken = {"model_type"}
-        self.problems: list[str] = []
+        self.parts: list[_Section] = []
+
+    def complain(self, key: str, what: str) -> None:
+        self.problems.append(f"{self.prefix}{key} {what}")
 
     def take(self, key: str, *default: Any) -> Any:
         """The value of a key; without a default, its absence is a problem."""
         self.taken.add(key)
-        if key in self.raw and (self.raw[key] is not None or not default):
-            return self.raw[key]
-        if default:
-            return default[0]
-        self.problems.append(f"{self.prefix}{key} is missing")
-        return None
+        if key not in self.raw and not default:
+            self.complain(key, "is missing")
+        return self.raw.get(key, *default)
 
-    def number(self, key: str, *default: Any) -> Any:
-        """A number that is above zero; anything else is a problem, and reads as 1."""
+    def whole(self, key: str, *default: Any, least: int = 1, most: int = _WIDEST) -> int:
+        """A whole number between the limits."""
         value = self.take(key, *default)
-        if value is None and default:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            if value is not None:
-                self.problems.append(f"{self.prefix}{key} must be above 0, got {value!r}")
-            return 1
+        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
+            return value
+        if key in self.raw:
+            wanted = f"must be a whole number from {least} to {most}"
+            self.complain(key, f"{wanted}, got {_show(value)}")
+        return 1
+
+    def real(self, key: str, *default: Any, most: float = 1e30) -> float:
+        """A number above zero."""
+        value = self.take(key, *default)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and 0 < value <= most:
+            return float(value)
+        if key in self.raw:
+            limit = "" if most == 1e30 else f" and at most {most:g}"
+            self.complain(key, f"must be a number above 0{limit}, got {_show(value)}")
+        return 1.0
+
+    def one_of(self, key: str, *allowed: Any) -> Any:
+        """A value for which there are few choices; the first one if absent."""
+        value = self.take(key, allowed[0])
+        if not any(value is choice or value == choice for choice in allowed):
+            wanted = " or ".join(repr(choice) for choice in allowed)
+            self.complain(key, f"= {_show(value)}, only {wanted} is built")
         return value
 
-    def section(self, key: str) -> Raw:
-        value = self.take(key)
-        if isinstance(value, Mapping):
-            return value
-        raise ConfigError(f"config.json has no section '{self.prefix}{key}'")
+    def section(self, key: str) -> "_Section | None":
+        """A dictionary inside this one; None if it is absent or null."""
+        value = self.take(key, None)
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            self.complain(key, f"must be an object, got {_show(value)}")
+            return None
+        part = _Section(f"{self.prefix}{key}.", value, self.problems)
+        self.parts.append(part)
+        return part
 
-    def complaints(self) -> list[str]:
-        """Everything in this section that cannot be honoured."""
-        found = list(self.problems)
-        for key in sorted(set(self.raw) - self.taken):
+    def close(self) -> None:
+        """Note what nobody has taken, here and in the parts."""
+        for key in sorted(set(self.raw) - self.taken - _SKIPPED):
             if key in _FIXED:
-                if self.raw[key] not in _FIXED[key]:
-                    wanted = " or ".join(repr(value) for value in _FIXED[key])
-                    found.append(f"{self.prefix}{key} = {self.raw[key]!r}, only {wanted} is built")
-            elif key not in _SKIPPED:
-                found.append(f"{self.prefix}{key} is a key that this version does not know")
-        return found
+                self.one_of(key, *_FIXED[key])
+            elif key != "quantization_config":
+                self.complain(key, "is a key that this version does not know")
+            elif self.raw[key] is not None:
+                self.complain(key, "asks for quantised weights; open the bfloat16 checkpoint")
+        for part in self.parts:
+            part.close()
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _dtype(top: _Section, text: _Section) -> str:
+    given = (top.raw.get("dtype"), top.raw.get("torch_dtype"), text.raw.get("dtype"), "bfloat16")
+    dtype = next(value for value in given if value is not None)
+    name = dtype.removeprefix("torch.") if isinstance(dtype, str) else ""
+    if name not in DTYPES:
+        top.complain("dtype", f"= {_show(dtype)}, only {' or '.join(DTYPES)} is built")
+    return name
 
 
 def _text_fields(text: _Section) -> dict[str, Any]:
-    names = [
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_attention_heads",
-        "sliding_window",
-        "num_experts",
-        "top_k_experts",
-        "moe_intermediate_size",
-        "max_position_embeddings",
-    ]
-    fields: dict[str, Any] = {name: text.number(name) for name in names}
-    fields["rms_norm_eps"] = text.number("rms_norm_eps", 1e-6)
-    fields["final_logit_softcapping"] = text.number("final_logit_softcapping", 30.0)
-    fields["layers"] = _layers(text)
-    bidirectional = text.take("use_bidirectional_attention", None)
-    if bidirectional not in ("vision", None):
-        text.problems.append(
-            f"text_config.use_bidirectional_attention = {bidirectional!r}, only 'vision' or None "
-            "is built"
-        )
-    fields["image_spans_see_themselves"] = bidirectional == "vision"
+    text.one_of("model_type", "diffusion_gemma_text")
+    fields: dict[str, Any] = {name: text.whole(name) for name in _TEXT}
+    fields |= {name: text.whole(name, most=_LONGEST) for name in _TEXT_LONG}
+    fields["rms_norm_eps"] = text.real("rms_norm_eps", 1e-6)
+    fields["final_logit_softcapping"] = text.real("final_logit_softcapping", 30.0)
+    fields["layers"] = _layers(text, fields["num_attention_heads"])
+    spans = text.one_of("use_bidirectional_attention", None, "vision")
+    fields["image_spans_see_themselves"] = spans == "vision"
     return fields | _rope(text)
 
 
-def _layers(text: _Section) -> tuple[LayerConfig, ...]:
-    count = int(text.number("num_hidden_layers"))
+def _layers(text: _Section, heads: int) -> tuple[LayerConfig, ...]:
+    before = len(text.problems)
+    count = text.whole("num_hidden_layers", most=_DEEPEST)
     kinds = text.take("layer_types", None)
-    if kinds is None:  # five sliding layers, then a full one; the last is always full
-        kinds = ["full_attention" if n % 6 == 5 else "sliding_attention" for n in range(count)]
-        kinds[-1] = "full_attention"
-    known = {"sliding_attention", "full_attention"}
-    if len(kinds) != count or not set(kinds) <= known:
-        text.problems.append(
-            f"text_config.layer_types must be {count} entries of {' or '.join(sorted(known))}, "
-            f"got {len(kinds)} of {sorted(set(map(str, kinds)))}"
-        )
-        return ()
-    usual = {
-        "head_dim": text.number("head_dim"),
-        "num_key_value_heads": text.number("num_key_value_heads"),
-    }
+    usual = {key: text.whole(key) for key in ("head_dim", "num_key_value_heads")}
     full = {
-        "head_dim": text.number("global_head_dim", 512),
-        "num_key_value_heads": text.number("num_global_key_value_heads", None)
-        or usual["num_key_value_heads"],
+        "head_dim": text.whole("global_head_dim", 512),
+        "num_key_value_heads": usual["num_key_value_heads"],
     }
-    special = text.take("per_layer_config", None)
-    if special is not None:
+    if text.take("num_global_key_value_heads", None) is not None:
+        full["num_key_value_heads"] = text.whole("num_global_key_value_heads")
+    special = text.section("per_layer_config")
+    if len(text.problems) > before:
+        return ()
+    if kinds is None:  # five sliding layers, then a full one; the last is always full
+        kinds = [_KINDS[n % 6 == 5 or n == count - 1] for n in range(count)]
+    if not isinstance(kinds, list) or len(kinds) != count or any(k not in _KINDS for k in kinds):
+        wanted = f"must be {count} entries of {' or '.join(_KINDS)}, one a layer"
+        text.complain("layer_types", f"{wanted}, got {_show(kinds)}")
+        return ()
+    if kinds[-1] != "full_attention":
+        text.complain("layer_types", "must end in full_attention; transformers runs it as such")
+    if "per_layer_config" in text.raw:
         full = usual  # in this layout only the exceptions are written
-    layers = [dict(usual if kind == "sliding_attention" else full) for kind in kinds]
-    for key, changes in (special or {}).items():
-        _change(text, layers, key, changes)
+    shapes = [dict(usual if kind == "sliding_attention" else full) for kind in kinds]
+    if special is not None:
+        _change(special, shapes)
+    for number, shape in enumerate(shapes):
+        _check_heads(text, heads, shape, 2, f" of layer {number}")
     return tuple(
         LayerConfig(sliding=kind == "sliding_attention", **shape)
-        for kind, shape in zip(kinds, layers, strict=True)
+        for kind, shape in zip(kinds, shapes, strict=True)
     )
 
 
-def _change(text: _Section, layers: list[dict[str, Any]], key: str, changes: Raw) -> None:
-    """Apply one entry of `per_layer_config`. Keys are numbers, padded with zeros ("05") or not."""
-    number = int(key) if str(key).isdecimal() else -1
-    if not 0 <= number < len(layers):
-        text.problems.append(f"text_config.per_layer_config['{key}'] names no layer")
-        return
-    for name, value in changes.items():
-        if name in layers[number]:
-            layers[number][name] = value
-        elif (name, value) != ("skip", []):
-            text.problems.append(
-                f"text_config.per_layer_config['{key}'].{name} is a key that this version does "
-                "not know"
-            )
+def _change(special: _Section, shapes: list[dict[str, int]]) -> None:
+    """Apply `per_layer_config`. Its keys are numbers, padded with zeros ("05") or not."""
+    seen: set[int] = set()
+    for key in special.raw:
+        text = str(key)
+        number = int(text) if text.isdecimal() and len(text) < 10 else len(shapes)
+        changes = special.section(key)
+        if number in seen or number >= len(shapes):
+            special.complain(key, "names no layer, or one that another key names too")
+        elif changes is not None:
+            changes.one_of("skip", [])
+            for name in sorted(shapes[number].keys() & changes.raw.keys()):
+                shapes[number][name] = changes.whole(name)
+        seen.add(number)
 
 
-def _rope(text: _Section) -> dict[str, Any]:
-    given = text.take("rope_parameters", None) or {}
-    sliding = given.get("sliding_attention") or {}
-    full = given.get("full_attention") or {}
-    _rope_known(text, "sliding_attention", sliding, "default")
-    _rope_known(text, "full_attention", full, "proportional")
-    return {
-        "rope_theta_sliding": float(sliding.get("rope_theta", 1e4)),
-        "rope_theta_full": float(full.get("rope_theta", 1e6)),
-        "partial_rotary_factor": float(
-            full.get("partial_rotary_factor", 0.25 if not full else 1.0)
-        ),
-    }
-
-
-def _rope_known(text: _Section, kind: str, given: Raw, rope_type: str) -> None:
-    allowed = {"rope_type": (rope_type,), "factor": (1.0,)}
-    if kind == "sliding_attention":
-        allowed["partial_rotary_factor"] = (1.0,)
-    for key, value in given.items():
-        free = key == "rope_theta" or (key == "partial_rotary_factor" and key not in allowed)
-        if not free and value not in allowed.get(key, ()):
-            text.problems.append(
-                f"text_config.rope_parameters.{kind}.{key} = {value!r} is not built"
-            )
-
-
-def _vision(vision: _Section) -> VisionConfig:
-    kind = vision.raw.get("model_type", "gemma4_vision")
-    if kind != "gemma4_vision":
-        vision.problems.append(
-            f"vision_config.model_type = '{kind}', only 'gemma4_vision' is built"
+def _check_heads(part: _Section, heads: int, shape: Mapping[str, int], even: int, of: str) -> None:
+    if heads % shape["num_key_value_heads"]:
+        part.complain(
+            "num_attention_heads",
+            f"= {heads} is no multiple of num_key_value_heads = {shape['num_key_value_heads']}{of}",
         )
-    names = [
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-    ]
-    fields: dict[str, Any] = {name: vision.number(name) for name in names}
-    usual = {
-        "patch_size": 16,
-        "pooling_kernel_size": 3,
-        "position_embedding_size": 10240,
-        "rms_norm_eps": 1e-6,
+    if shape["head_dim"] % even:
+        part.complain("head_dim", f"= {shape['head_dim']}{of} is no multiple of {even}")
+
+
+def _rope(text: _Section) -> dict[str, float]:
+    usual = {"rope_theta_sliding": 1e4, "rope_theta_full": 1e6, "partial_rotary_factor": 0.25}
+    given = text.section("rope_parameters")
+    if given is None:
+        return usual
+    sliding, full = (given.section(kind) for kind in _KINDS)
+    if sliding is None or full is None:
+        text.complain("rope_parameters", f"must hold {' and '.join(_KINDS)}")
+        return usual
+    sliding.one_of("rope_type", "default")
+    sliding.one_of("partial_rotary_factor", 1.0)
+    full.one_of("rope_type", "proportional")
+    for part in (sliding, full):
+        part.one_of("factor", 1.0)
+    return {
+        "rope_theta_sliding": sliding.real("rope_theta"),
+        "rope_theta_full": full.real("rope_theta"),
+        "partial_rotary_factor": full.real("partial_rotary_factor", 1.0, most=1.0),
     }
-    fields |= {name: vision.number(name, value) for name, value in usual.items()}
-    fields["standardize"] = bool(vision.take("standardize", False))
+
+
+def _vision_fields(vision: _Section) -> dict[str, Any]:
+    vision.one_of("model_type", "gemma4_vision")
+    fields: dict[str, Any] = {name: vision.whole(name) for name in _VISION}
+    fields |= {name: vision.whole(name, n, most=100_000) for name, n in _VISION_USUAL.items()}
+    fields["num_hidden_layers"] = vision.whole("num_hidden_layers", most=_DEEPEST)
+    fields["rms_norm_eps"] = vision.real("rms_norm_eps", 1e-6)
+    fields["standardize"] = bool(vision.one_of("standardize", False, True))
     vision.take("max_position_embeddings", None)
-    rope = dict(vision.take("rope_parameters", None) or {})
-    theta = vision.take("rope_theta", None)
-    fields["rope_theta"] = float(rope.pop("rope_theta", theta or 100.0))
-    if rope.pop("rope_type", "axial") not in ("axial", "default") or rope:
-        vision.problems.append("vision_config.rope_parameters: only axial rotation is built")
-    return VisionConfig(**fields)
+    fields["rope_theta"] = vision.real("rope_theta", 100.0)
+    rope = vision.section("rope_parameters")
+    if rope is not None:
+        rope.one_of("rope_type", "axial", "default")
+        fields["rope_theta"] = rope.real("rope_theta", fields["rope_theta"])
+    _check_heads(vision, fields["num_attention_heads"], fields, 4, "")
+    return fields
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The `config.json` of a network, in the layout that transformers writes."""
-    sliding = next((layer for layer in config.layers if layer.sliding), config.layers[0])
+    """The `config.json` of a network, in the layout that transformers writes.
+
+    Raises:
+        ConfigError: this layout has no words for the network, such as one that ends in a sliding
+            layer.
+    """
+    usual = next((layer for layer in config.layers if layer.sliding), config.layers[0])
     special = {
         str(n): {"head_dim": x.head_dim, "num_key_value_heads": x.num_key_value_heads}
         for n, x in enumerate(config.layers)
-        if (x.head_dim, x.num_key_value_heads) != (sliding.head_dim, sliding.num_key_value_heads)
+        if (x.head_dim, x.num_key_value_heads) != (usual.head_dim, usual.num_key_value_heads)
     }
-    same = [
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_attention_heads",
-        "sliding_window",
-        "num_experts",
-        "top_k_experts",
-        "moe_intermediate_size",
-        "max_position_embeddings",
-        "rms_norm_eps",
-        "final_logit_softcapping",
-    ]
-    text = {name: getattr(config, name) for name in same}
-    text |= {
+    same = [*_TEXT, *_TEXT_LONG, "rms_norm_eps", "final_logit_softcapping"]
+    text = {name: getattr(config, name) for name in same} | {
         "model_type": "diffusion_gemma_text",
         "num_hidden_layers": len(config.layers),
-        "layer_types": [
-            "sliding_attention" if x.sliding else "full_attention" for x in config.layers
-        ],
-        "head_dim": sliding.head_dim,
-        "num_key_value_heads": sliding.num_key_value_heads,
+        "layer_types": [_KINDS[not layer.sliding] for layer in config.layers],
+        "head_dim": usual.head_dim,
+        "num_key_value_heads": usual.num_key_value_heads,
         "per_layer_config": special,
         "hidden_activation": "gelu_pytorch_tanh",
         "use_bidirectional_attention": "vision" if config.image_spans_see_themselves else None,
@@ -328,7 +324,7 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         },
         "tie_word_embeddings": True,
     }
-    return {
+    raw = {
         "architectures": ["DiffusionGemmaForBlockDiffusion"],
         "model_type": "diffusion_gemma",
         "dtype": config.dtype,
@@ -340,23 +336,14 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         "text_config": text,
         "vision_config": None if config.vision is None else _vision_to_hf(config.vision),
     }
+    if from_hf(raw) != config:  # what is written must be what is read
+        raise ConfigError(f"no config.json can say {config}; this is a mistake in this package")
+    return raw
 
 
 def _vision_to_hf(vision: VisionConfig) -> dict[str, Any]:
-    names = [
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "patch_size",
-        "pooling_kernel_size",
-        "position_embedding_size",
-        "rms_norm_eps",
-        "standardize",
-    ]
-    return {name: getattr(vision, name) for name in names} | {
+    same = [*_VISION, *_VISION_USUAL, "num_hidden_layers", "rms_norm_eps", "standardize"]
+    return {name: getattr(vision, name) for name in same} | {
         "model_type": "gemma4_vision",
         "hidden_activation": "gelu_pytorch_tanh",
         "rope_parameters": {"rope_type": "axial", "rope_theta": vision.rope_theta},

@@ -99,8 +99,12 @@ _HERE = dict(_TABLE)
 _THERE = {here: there for there, here in _TABLE}
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
-# Copies of tied weights that some writers store beside the original; loading drops them.
-TIED = {"lm_head.weight", "model.encoder.language_model.embed_tokens.weight"}
+# Copies that some writers store beside the one table of embeddings, and where that is. Loading
+# checks that they are copies, and drops them.
+TIED = dict.fromkeys(
+    ["lm_head.weight", "model.encoder.language_model.embed_tokens.weight"],
+    "model.decoder.embed_tokens.weight",
+)
 
 
 def to_here(name: str) -> str | None:

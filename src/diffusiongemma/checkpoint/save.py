@@ -1,10 +1,14 @@
 """A network -> a checkpoint folder that transformers opens.
 
-The folder appears whole or not at all: files are written to a sibling and renamed.
+The folder appears whole or not at all: files are written to a hidden sibling, which is renamed. An
+old folder makes way between two renames; a process killed right there, or while it writes, leaves
+a hidden sibling behind, never a mixture.
 """
 
+import dataclasses
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -33,43 +37,61 @@ def save_model(
 ) -> Path:
     """Write config.json and the weights, in as many shards as needed.
 
+    A network without vision tower opens here as it was; transformers gives it a random tower.
+
     Args:
         model: the network.
         folder: where to; it must not exist, or be empty, unless `overwrite`.
         extra: further JSON files, name to content, such as `generation_config.json`.
         copy: files to copy beside, such as the tokenizer.
         shard_bytes: the most that one file may hold; a single larger tensor gets a file of its own.
-        overwrite: replace a folder that is there.
+        overwrite: replace a checkpoint that is there, with all that its folder holds. It may be
+            the one that the network was loaded from.
 
     Returns:
         the folder.
 
     Raises:
         CheckpointError: the folder is in the way, or cannot be written.
+        ConfigError: no config.json can describe the network.
     """
-    target = Path(folder)
-    if target.exists() and not (target.is_dir() and (overwrite or not any(target.iterdir()))):
-        raise CheckpointError(f"{target} exists; choose another folder or pass overwrite=True")
+    dtype = str(model.dtype).removeprefix("torch.")
+    config = to_hf(dataclasses.replace(model.config, dtype=dtype))
+    target = Path(os.path.realpath(folder))  # through a link, not in its place
+    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
+        _check_free(target, overwrite)
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise CheckpointError(f"{target} cannot be written: {error.strerror}") from error
-    try:
-        dtype = str(model.dtype).removeprefix("torch.")
-        _write_json(scratch / "config.json", to_hf(model.config) | {"dtype": dtype})
-        for name, content in (extra or {}).items():
-            _write_json(scratch / name, content)
+        scratch.mkdir()
         for file in copy:
             shutil.copyfile(file, scratch / file.name)
+        for name, content in (extra or {}).items():
+            _write_json(scratch / name, content)
+        _write_json(scratch / "config.json", config)
         _write_weights(model, scratch, shard_bytes)
-        scratch.chmod(0o755)
         _swap(scratch, target)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{target} cannot be written: {error}") from error
+        if isinstance(error, CheckpointError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"{target} cannot be written: {reason}; check the disk and its permissions"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return target
+    return Path(folder)
+
+
+def _check_free(target: Path, overwrite: bool) -> None:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not overwrite:
+        raise CheckpointError(f"{target} exists; choose another folder or pass overwrite=True")
+    if not (target / "config.json").is_file():
+        raise CheckpointError(
+            f"{target} has no config.json, so it is no checkpoint that may be replaced; choose "
+            "another folder"
+        )
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -85,6 +107,7 @@ def _write_weights(model: DiffusionGemma, folder: Path, shard_bytes: int) -> Non
         # One shard at a time leaves the device, and views of a mapped file become whole tensors.
         ready = {key: value.detach().cpu().contiguous() for key, value in shard.items()}
         save_file(ready, folder / name, metadata={"format": "pt"})
+        (folder / name).chmod(folder.stat().st_mode & 0o666)  # safetensors makes it private
         table |= dict.fromkeys(shard, name)
         total += sum(value.nbytes for value in shard.values())
     if len(shards) > 1:

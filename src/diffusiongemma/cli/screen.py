@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import unicodedata
-from typing import TextIO
+from typing import Any
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _DIM, _PLAIN = "\x1b[2m", "\x1b[22m"
@@ -101,5 +101,5 @@ def _moved(column: int, text: str, width: int) -> int:
     return column
 
 
-def _is_terminal(stream: TextIO | None) -> bool:
+def _is_terminal(stream: Any) -> bool:
     return stream is not None and stream.isatty()

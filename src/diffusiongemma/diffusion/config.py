@@ -4,6 +4,7 @@ The command line, the docs and `gemma.generate` derive their options from these 
 under each field is its help.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -95,7 +96,12 @@ class SamplerConfig:
         }
 
 
-_LEAST = {"max_denoising_steps": 1, "stability_threshold": 0, "max_new_tokens": 1, "canvas_length": 1}
+_LEAST = {
+    "max_denoising_steps": 1,
+    "stability_threshold": 0,
+    "max_new_tokens": 1,
+    "canvas_length": 1,
+}
 _OPTIONAL = ("max_new_tokens", "canvas_length")
 
 
@@ -107,9 +113,9 @@ def _check(name: str, value: Any) -> None:
             least = _LEAST[name]
             raise OptionError(f"{name} must be a whole number of at least {least}, got {value!r}")
         return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     positive = name == "t_max"
-    # The comparison also refuses not-a-number and infinity.
-    if not number or not (0 < value < 1e6 if positive else 0 <= value < 1e6):
+    # The comparison refuses not-a-number and infinity too.
+    if not (0 < number < 1e6 if positive else 0 <= number < 1e6):
         least = "above 0" if positive else "0 or above"
         raise OptionError(f"{name} must be a number {least}, got {value!r}")

@@ -264,9 +264,7 @@ def answer(model: Denoiser, context: Any, recipe: Recipe) -> Iterator[DraftStep 
         while last is None or not last.last:
             hidden_BLD = model.denoise(draft.canvas_BL, draft.soft_BLD, context)
             heat_B = torch.tensor([draft.temperature], device=model.device)
-            readout = model.readout(
-                hidden_BLD, heat_B, draft.uniform_BL, recipe.shaper, recipe.ask
-            )
+            readout = model.readout(hidden_BLD, heat_B, draft.uniform_BL, recipe.shaper, recipe.ask)
             last = draft.take(hidden_BLD, readout)
             yield last
         commit = draft.commit(last, made, recipe.longest - context.lengths[0] - width)

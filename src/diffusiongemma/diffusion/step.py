@@ -1,4 +1,4 @@
-"""One refinement of a canvas, pure: (canvas, readout, noise) -> the next canvas and whether to stop.
+"""One refinement of a canvas, pure: (readout, noise) -> the next canvas, and whether to stop.
 
 This file sees what the network read out, never the network.
 """

@@ -1,4 +1,4 @@
-"""What streams to anybody who watches: a canvas refined, a canvas committed, the answer finished."""
+"""What streams to who watches: a canvas refined, a canvas committed, the answer finished."""
 
 from dataclasses import dataclass
 

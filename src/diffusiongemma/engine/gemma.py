@@ -189,10 +189,10 @@ class Gemma:
             CheckpointError: the folder is in the way, or cannot be written.
         """
         eos = {"eos_token_id": sorted(self.eos)} if self.eos else {}
-        files = (
-            "tokenizer.json tokenizer_config.json special_tokens_map.json chat_template.jinja "
-            "processor_config.json preprocessor_config.json"
-        ).split()
+        files = [
+            *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+            *("chat_template.jinja", "processor_config.json", "preprocessor_config.json"),
+        ]
         return save_model(
             self.model,
             folder,
@@ -300,7 +300,7 @@ class Gemma:
 def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
     if seed is None:
         return [secrets.randbits(32) for _ in range(count)]
-    seeds = [seed] * count if isinstance(seed, int) else list(seed)
+    seeds: list[Any] = list(seed) if isinstance(seed, list | tuple) else [seed] * count
     if len(seeds) != count:
         raise OptionError(f"{len(seeds)} seeds were given for {count} prompts")
     for one in seeds:

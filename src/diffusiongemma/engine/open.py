@@ -55,8 +55,8 @@ def load(
             "no model was named, and this version ships none; give a folder or a hub id such as "
             "google/diffusiongemma-26B-A4B-it"
         )
-    progress = sys.stderr.isatty() if progress is None else progress
-    folder = hub.find(model, revision=revision, token=token, offline=offline, progress=progress)
+    shown = sys.stderr.isatty() if progress is None else progress
+    folder = hub.find(model, revision=revision, token=token, offline=offline, progress=shown)
     raw = read_json(folder / "config.json")
     config = from_hf(raw)
     place = choose(device, dtype, config.dtype)
@@ -64,9 +64,7 @@ def load(
     eos = _eos(settings, raw)
     tokenizer = Tokenizer.from_folder(folder)
     chat = None if tokenizer is None else _chat(folder, tokenizer, config, eos)
-    network = load_model(
-        folder, config, device=place.device, dtype=place.dtype, progress=progress
-    )
+    network = load_model(folder, config, device=place.device, dtype=place.dtype, progress=shown)
     return Gemma(
         network,
         chat=chat,
@@ -96,9 +94,7 @@ def _eos(settings: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[int, ...]
     return ()
 
 
-def _chat(
-    folder: Path, tokenizer: Tokenizer, config: ModelConfig, eos: tuple[int, ...]
-) -> Chat:
+def _chat(folder: Path, tokenizer: Tokenizer, config: ModelConfig, eos: tuple[int, ...]) -> Chat:
     if tokenizer.size > config.vocab_size:
         raise CheckpointError(
             f"the tokenizer in {folder} has {tokenizer.size} tokens, the network "

@@ -12,7 +12,7 @@ never make it. This is the reference: one row of the batch at a time, in plain t
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -70,10 +70,9 @@ class Readout:
 
     def row(self, number: int) -> "Readout":
         """One row of the batch, as a batch of one."""
+        here = slice(number, number + 1)
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Readout(
-            **{k: None if v is None else v[number : number + 1] for k, v in parts.items()}
-        )
+        return replace(self, **{k: v[here] for k, v in parts.items() if v is not None})
 
 
 def softcapped(

@@ -21,9 +21,7 @@ def causal(query_T: Int[Tensor, " T"], key_C: Int[Tensor, " C"]) -> Bool[Tensor,
     return key_C[None, :] <= query_T[:, None]
 
 
-def window(
-    query_T: Int[Tensor, " T"], key_C: Int[Tensor, " C"], size: int
-) -> Bool[Tensor, "T C"]:
+def window(query_T: Int[Tensor, " T"], key_C: Int[Tensor, " C"], size: int) -> Bool[Tensor, "T C"]:
     """A token sees itself and the `size` - 1 tokens before it (encoder, sliding layers).
 
     Two tokens are in the context, three are encoded, the window is 3:

@@ -59,7 +59,9 @@ class Inputs:
         """Ragged rows of B = 1 as one padded batch, and their true lengths for `encode`."""
         lengths = [row.span_BT.shape[1] for row in rows]
         longest = max(lengths)
-        embedded = [F.pad(row.embedded_BTD, (0, 0, 0, longest - row.span_BT.shape[1])) for row in rows]
+        embedded = [
+            F.pad(row.embedded_BTD, (0, 0, 0, longest - row.span_BT.shape[1])) for row in rows
+        ]
         spans = [F.pad(row.span_BT, (0, longest - row.span_BT.shape[1]), value=-1) for row in rows]
         return cls(torch.cat(embedded), torch.cat(spans)), torch.tensor(lengths)
 
@@ -121,9 +123,7 @@ class DiffusionGemma(nn.Module):
         """
         return Context.empty(self.config, rows, capacity, self.device, self.dtype)
 
-    def embed(
-        self, ids_BT: Int[Tensor, "B T"], images: Sequence[Patches] | None = None
-    ) -> Inputs:
+    def embed(self, ids_BT: Int[Tensor, "B T"], images: Sequence[Patches] | None = None) -> Inputs:
         """Embed tokens; image placeholders become the soft tokens of the images, in order.
 
         Args:
@@ -296,9 +296,7 @@ class DiffusionGemma(nn.Module):
                 f"{len(context.rows)} rows"
             )
         if sum(lengths) == 0 or not all(0 <= n <= tokens for n in lengths):
-            raise InputError(
-                f"lengths must lie in 0 to {tokens}, not all of them 0, got {lengths}"
-            )
+            raise InputError(f"lengths must lie in 0 to {tokens}, not all of them 0, got {lengths}")
         for number, (row, length) in enumerate(zip(context.rows, lengths, strict=True)):
             if row.torn:
                 raise ContextError(
@@ -311,9 +309,7 @@ class DiffusionGemma(nn.Module):
                     f"has room for {row.room}; shorten the prompt or make a larger context"
                 )
 
-    def _check_denoise(
-        self, canvas_BL: Tensor, soft_BLD: Tensor | None, context: Context
-    ) -> None:
+    def _check_denoise(self, canvas_BL: Tensor, soft_BLD: Tensor | None, context: Context) -> None:
         rows, width = canvas_BL.shape
         if rows != len(context.rows):
             raise InputError(

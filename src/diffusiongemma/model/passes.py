@@ -70,9 +70,7 @@ class Encode:
             if part.start == part.stop:
                 continue
             store = row.stores[layer]
-            k_KCH, v_KCH = store.append(
-                k_SKH[part].transpose(0, 1), v_SKH[part].transpose(0, 1)
-            )
+            k_KCH, v_KCH = store.append(k_SKH[part].transpose(0, 1), v_SKH[part].transpose(0, 1))
             if store.window is not None:
                 seen = part.stop - part.start + store.window - 1
                 k_KCH, v_KCH = k_KCH[:, -seen:], v_KCH[:, -seen:]

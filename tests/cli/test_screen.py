@@ -1,0 +1,206 @@
+"""The terminal: what a reader sees, on a small terminal made here and on a real pty."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+import diffusiongemma as dg
+from cli_help import COMMAND, ENVIRONMENT, QUICK
+from diffusiongemma.cli.screen import Screen, printable
+
+
+class Terminal:
+    """A terminal of few columns and lines that knows the sequences of `screen.py`, and no others."""
+
+    encoding = "utf-8"
+
+    def __init__(self, columns: int = 20, lines: int = 5) -> None:
+        self.columns, self.lines = columns, lines
+        self.rows = [[" "] * columns for _ in range(lines)]
+        self.scrolled: list[str] = []
+        self.y = self.x = 0
+        self.wrap = False  # the next letter goes to the next line
+        self.saved = (0, 0, False)
+
+    def isatty(self) -> bool:
+        return True
+
+    def flush(self) -> None:
+        pass
+
+    def write(self, text: str) -> int:
+        for part in re.findall(r"\x1b[78D]|\x1b\[[0-9]*[A-Za-z]|[^\x1b]", text):
+            self._take(part)
+        return len(text)
+
+    def _take(self, part: str) -> None:
+        match part:
+            case "\n":
+                self._down()
+                self.x, self.wrap = 0, False
+            case "\r":
+                self.x, self.wrap = 0, False
+            case "\x1bD":
+                self._down()
+                self.wrap = False
+            case "\x1b[A":
+                self.y, self.wrap = max(0, self.y - 1), False
+            case "\x1b[B":
+                self.y, self.wrap = min(self.lines - 1, self.y + 1), False
+            case "\x1b7":
+                self.saved = (self.y, self.x, self.wrap)
+            case "\x1b8":
+                self.y, self.x, self.wrap = self.saved
+            case "\x1b[K":
+                self.rows[self.y][self.x :] = [" "] * (self.columns - self.x)
+            case "\x1b[J":
+                self._take("\x1b[K")
+                for row in self.rows[self.y + 1 :]:
+                    row[:] = [" "] * self.columns
+            case "\x1b[2m" | "\x1b[22m":
+                pass
+            case _:
+                assert part.isprintable(), repr(part)
+                if self.wrap:
+                    self._down()
+                    self.x = 0
+                self.rows[self.y][self.x] = part
+                self.wrap = self.x == self.columns - 1
+                self.x += not self.wrap
+
+    def _down(self) -> None:
+        if self.y == self.lines - 1:
+            self.scrolled.append("".join(self.rows.pop(0)))
+            self.rows.append([" "] * self.columns)
+        else:
+            self.y += 1
+
+    @property
+    def text(self) -> str:
+        """Everything that was ever shown and stayed."""
+        rows = [*self.scrolled, *("".join(row) for row in self.rows)]
+        return "\n".join(row.rstrip() for row in rows).rstrip()
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    made = Terminal()
+    monkeypatch.setattr(sys, "stdout", made)
+    monkeypatch.setattr(sys, "stderr", made)
+    monkeypatch.setenv("COLUMNS", str(made.columns))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return made
+
+
+PIECES = [
+    ["one", " two", " three\n", "four\n", "\n", "five"],
+    ["x" * 20, "y" * 20, "z"],
+    ["x" * 19, "y", "\n", "end\n"],
+    [f"line {n}\n" for n in range(9)],
+    ["a long one that wraps over the border ", "and goes on ", "and on ", "to scroll " * 6],
+    ["tab\t", "\tx", "\t" * 5, "end"],
+]
+
+
+@pytest.mark.parametrize("pieces", PIECES)
+def test_the_status_never_harms_the_answer(pieces: list[str], terminal: Terminal) -> None:
+    pieces = [piece.expandtabs(8) for piece in pieces]  # as the small terminal has no tabs
+    plain = Terminal()
+    plain.write("".join(pieces))
+    screen = Screen()
+    screen.status("reading")
+    for number, piece in enumerate(pieces):
+        screen.say(piece)
+        for step in range(3):
+            screen.status(f"canvas {number}, step {step}, which is far too long for a line")
+    screen.clear()
+    assert terminal.text == plain.text
+    assert (terminal.y, terminal.x) == (plain.y, plain.x)
+
+
+def test_the_status_stands_below_the_answer(terminal: Terminal) -> None:
+    screen = Screen()
+    screen.status("step 1")
+    assert terminal.text == "step 1"
+    screen.say("hello")
+    assert terminal.text == "hello"
+    screen.status("step 2")
+    screen.status("step 3")
+    assert terminal.text == "hello\nstep 3"
+    screen.end_line()
+    screen.note("done")
+    assert terminal.text == "hello\ndone"
+
+
+def test_colours_may_be_unwanted(monkeypatch: pytest.MonkeyPatch, terminal: Terminal) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(terminal, "write", said.append)
+    for variable, value, dims, status in [
+        ("TERM", "xterm", True, True),
+        ("NO_COLOR", "", True, True),
+        ("NO_COLOR", "1", False, True),
+        ("TERM", "dumb", False, False),
+    ]:
+        monkeypatch.setenv(variable, value)
+        said.clear()
+        screen = Screen()
+        screen.say("thinking", dim=True)
+        screen.note("note")
+        screen.status("status")
+        assert ("\x1b[2m" in "".join(said)) is dims, (variable, value)
+        assert ("status" in "".join(said)) is status, (variable, value)
+        if not status:
+            assert "\x1b" not in "".join(said)
+
+
+def test_a_model_cannot_steer_the_terminal() -> None:
+    assert printable("a\x1b]0;owned\x07b\r\x9b2J\tc\n") == "a�]0;owned�b��2J\tc\n"
+
+
+def at_a_terminal(*words: object, stdout: int | None = None, **variables: str) -> str:
+    """What a program writes to a real terminal."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [*COMMAND, *map(str, words)]
+    environment = ENVIRONMENT | {"TERM": "xterm"} | variables
+    process = subprocess.Popen(
+        command, stdin=slave, stdout=stdout or slave, stderr=slave, env=environment
+    )
+    os.close(slave)
+    seen = b""
+    with os.fdopen(master, "rb", buffering=0) as screen:
+        try:
+            while more := screen.read(4096):
+                seen += more
+        except OSError:  # how Linux says that the other end is closed
+            pass
+    assert process.wait(timeout=60) == 0, seen
+    return seen.decode().replace("\r\n", "\n")
+
+
+def test_an_answer_at_a_terminal(words: Path) -> None:
+    reply = dg.load(words).generate("hello", seed=3, max_new_tokens=20, max_denoising_steps=4)
+    seen = at_a_terminal("-m", words, "hello", *QUICK)
+    assert "canvas 1, step 4, mean entropy " in seen and "canvas 2, step 1" in seen
+    plain = re.sub(r"\x1b7.*?\x1b8|\x1bD\x1b\[A|\x1b\[\d*[A-Za-z]|\r.*?\r", "", seen)
+    answer, _, rest = plain.rpartition("\n")[0].rpartition("\n")
+    assert answer.endswith(printable(reply.text))
+    assert rest.startswith("20 tokens in ") and rest.endswith("tokens/forward, seed 3")
+    assert "\x1b[2m" not in at_a_terminal("-m", words, "hello", *QUICK, NO_COLOR="1")
+
+
+def test_only_the_answer_goes_into_a_pipe(words: Path, tmp_path: Path) -> None:
+    reply = dg.load(words).generate("hello", seed=3, max_new_tokens=20, max_denoising_steps=4)
+    with open(tmp_path / "out", "wb") as file:
+        seen = at_a_terminal("-m", words, "hello", *QUICK, stdout=file.fileno())
+    assert (tmp_path / "out").read_bytes() == (reply.text + "\n").encode()
+    assert "canvas 1, step 4" in seen

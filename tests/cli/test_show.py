@@ -1,0 +1,110 @@
+"""An answer that grows: thought, text, calls and ids, as they reach a terminal."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+import diffusiongemma as dg
+from diffusiongemma.cli.show import Show
+from toys_words import FIRST_BYTE, MARKS
+
+MARK = {name: number for number, name in enumerate(MARKS)}
+
+
+@pytest.fixture(scope="module")
+def gemma(words) -> dg.Gemma:
+    return dg.load(words)
+
+
+def ids(text: str) -> list[int]:
+    """Token ids of a text, with `<|marks>` as marks."""
+    found = []
+    for part in re.split(r"(<\|?[a-z_]+\|?>)", text):
+        found += [MARK[part]] if part in MARK else [FIRST_BYTE + byte for byte in part.encode()]
+    return found
+
+
+def events(gemma: dg.Gemma, canvases: list[str]) -> Iterator[dg.Committed | dg.Finished]:
+    """What the door would tell of these canvases."""
+    from diffusiongemma.engine.spoken import Spoken
+
+    assert gemma.chat is not None
+    spoken, tokens = Spoken(gemma.chat.tokenizer), []
+    for number, canvas in enumerate(canvases):
+        new = ids(canvas)
+        tokens += new
+        last = number == len(canvases) - 1
+        text = spoken.push(new) + (spoken.finish() if last else "")
+        yield dg.Committed(canvas=number, tokens=tuple(new), text=text)
+    parsed = gemma.chat.parse(tokens)
+    reply = gemma.generate("hi", seed=1, max_new_tokens=1, max_denoising_steps=1)
+    yield dg.Finished(
+        reply=replace(
+            reply,
+            text=parsed.text,
+            thought=parsed.thought,
+            tool_calls=tuple(parsed.tool_calls),
+            tokens=tuple(tokens),
+        )
+    )
+
+
+def shown(
+    gemma: dg.Gemma,
+    capsys: pytest.CaptureFixture[str],
+    *canvases: str,
+    think: bool = True,
+    ids: bool = False,
+) -> list[str]:
+    """What has been printed after each canvas, and after the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffusiongemma.cli.screen._is_terminal", lambda stream: True)
+        patch.setenv("TERM", "xterm")
+        patch.delenv("NO_COLOR", raising=False)
+        show = Show(gemma, speaks_ids=ids, think=think, live=True)
+        seen = [""]
+
+        def watched() -> Iterator[dg.Committed | dg.Finished]:
+            for event in events(gemma, list(canvases)):
+                yield event
+                seen.append(seen[-1] + capsys.readouterr().out)
+
+        show.finish(show.follow(watched()))
+        return [*seen[1:], seen[-1] + capsys.readouterr().out]
+
+
+def test_a_thought_is_dimmed_and_comes_first(
+    gemma: dg.Gemma, capsys: pytest.CaptureFixture[str]
+) -> None:
+    canvases = ("<|channel>thought\nlet me", " see<channel|>It is ", "blue.")
+    seen = shown(gemma, capsys, *canvases)
+    assert seen == [
+        "\x1b[2mlet me\x1b[22m",
+        "\x1b[2mlet me\x1b[22m\x1b[2m see\x1b[22m\nIt is ",
+        "\x1b[2mlet me\x1b[22m\x1b[2m see\x1b[22m\nIt is blue.",
+        "\x1b[2mlet me\x1b[22m\x1b[2m see\x1b[22m\nIt is blue.\n",
+    ]
+    assert shown(gemma, capsys, *canvases, think=False)[-1] == "It is blue.\n"
+
+
+def test_calls_are_lines_of_json(gemma: dg.Gemma, capsys: pytest.CaptureFixture[str]) -> None:
+    call = '<|tool_call>call:now{zone:<|"|>CET<|"|>}<tool_call|>'
+    seen = shown(gemma, capsys, "One moment.", call)
+    head, line, _ = seen[-1].split("\n")
+    assert head == "One moment."
+    assert json.loads(line) == {"name": "now", "arguments": {"zone": "CET"}}
+
+
+def test_a_call_that_was_none_is_not_lost(
+    gemma: dg.Gemma, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shown(gemma, capsys, "Well, ", "<|tool_call>oops")[-1] == "Well, oops\n"
+    seen = shown(gemma, capsys, "Well, ", "<|tool_call>oops<tool_call|> so", " it is")
+    assert seen[-1].endswith("\nWell, oops so it is\n")
+
+
+def test_ids_are_words_of_their_own(gemma: dg.Gemma, capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(gemma, capsys, "ab", "c", ids=True)[-1] == "129 130 131\n"

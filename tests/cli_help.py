@@ -1,0 +1,34 @@
+"""What the tests of the command share: how it is called, and what it leaves behind."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+QUICK = ["--seed", "3", "--max-new-tokens", "20", "--max-denoising-steps", "4"]
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(ROOT / "src"),
+    "PYTHONUNBUFFERED": "",  # as usual, output is written when it is flushed
+    "OMP_NUM_THREADS": "1",
+}
+COMMAND = [sys.executable, "-W", "error", "-m", "diffusiongemma"]
+
+
+def edit(file: Path, **changes: object) -> None:
+    """Change keys of a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Done]

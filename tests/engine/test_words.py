@@ -1,0 +1,179 @@
+"""Words behind the door: answers are dictated, so that thoughts, calls and stops can be met.
+
+The network runs as always; a shaper on its logits makes the wanted token certain at each place.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from PIL import Image
+
+import diffusiongemma as dg
+from diffusiongemma.core.errors import InputError, OptionError
+from diffusiongemma.engine.gemma import Gemma
+
+CANVAS = 16
+
+
+class Dictation:
+    """A shaper that makes the network write a given text, canvas by canvas."""
+
+    def __init__(self, ids: list[int], eos: int) -> None:
+        self.ids = ids + [eos] * (2 * CANVAS)
+        self.canvas = 0
+
+    def __call__(self, logits_LV: torch.Tensor) -> torch.Tensor:
+        wanted = torch.tensor(self.ids[self.canvas * CANVAS : (self.canvas + 1) * CANVAS])
+        return logits_LV.scatter_add(1, wanted[:, None], torch.full((CANVAS, 1), 1e4))
+
+
+def dictated(gemma: Gemma, text: str, **options) -> tuple[dg.Reply, list]:
+    """The reply of a network that is made to write `text`, and its events."""
+    assert gemma.chat is not None
+    usual, eos = gemma._ban, gemma.chat.tokenizer.id("<turn|>")
+    gemma._ban = dictation = Dictation(gemma.chat.tokenizer.encode(text), eos)
+    events = []
+    try:
+        for event in gemma.stream("hello", seed=1, **options):
+            events.append(event)
+            if isinstance(event, dg.Committed):
+                dictation.canvas += 1
+    finally:
+        gemma._ban = usual
+    return events[-1].reply, events
+
+
+@pytest.fixture(autouse=True)
+def ends_with_turn(speaks_words: Gemma) -> Iterator[None]:
+    """As the released checkpoint, end at the end of a turn."""
+    assert speaks_words.chat is not None
+    before = speaks_words.eos
+    speaks_words.eos = before | {speaks_words.chat.tokenizer.id("<turn|>")}
+    yield
+    speaks_words.eos = before
+
+
+def test_an_answer_over_several_canvases(speaks_words: Gemma) -> None:
+    text = "The quick brown fox jumps over the lazy dog, twice."
+    reply, events = dictated(speaks_words, text)
+    assert reply.text == text and reply.thought is None and reply.finish_reason == "stop"
+    assert reply.stats.steps == (2, 2, 2, 2) and not reply.stats.loop
+    assert reply.stats.tokens_per_forward == pytest.approx(len(text) / (8 + 3))
+    assert "".join(e.text for e in events if isinstance(e, dg.Committed)) == text
+
+
+def test_a_thought_is_split_from_the_answer(speaks_words: Gemma) -> None:
+    said = "<|channel>thought\nlet me see, twenty plus twenty-two<channel|>It is 42."
+    reply, events = dictated(speaks_words, said, think=True)
+    assert reply.thought == "let me see, twenty plus twenty-two"
+    assert reply.text == "It is 42."
+    assert "".join(e.text for e in events if isinstance(e, dg.Committed)) == "It is 42."
+
+
+def test_a_thought_without_its_closing_mark(speaks_words: Gemma) -> None:
+    reply, _ = dictated(speaks_words, "<|channel>thought\nhm, and then", think=True)
+    assert reply.thought == "hm, and then" and reply.text == ""
+
+
+def test_a_tool_call_is_parsed(speaks_words: Gemma) -> None:
+    tool = {
+        "type": "function",
+        "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
+    }
+    said = '<|tool_call>call:weather{city:<|"|>Zürich<|"|>,days:3}<tool_call|>'
+    reply, _ = dictated(speaks_words, said, tools=[tool])
+    (call,) = reply.tool_calls
+    assert call.name == "weather" and call.arguments == {"city": "Zürich", "days": 3}
+    assert reply.text == ""
+
+
+@pytest.mark.parametrize("stop", ["STOP", "TOP h"])
+def test_a_stop_string_across_two_canvases(speaks_words: Gemma, stop: str) -> None:
+    text = "twelve letters STOP here, and then some more"  # the border lies within STOP
+    assert text.index("STOP") < CANVAS < text.index("STOP") + 4
+    reply, events = dictated(speaks_words, text, stop=[stop])
+    expected = text[: text.index(stop)]
+    assert reply.text == expected and reply.finish_reason == "stop"
+    assert "".join(e.text for e in events if isinstance(e, dg.Committed)) == expected
+    assert len(reply.tokens) == len(expected) == reply.stats.new_tokens
+
+
+def test_a_character_across_two_canvases_comes_whole(speaks_words: Gemma) -> None:
+    text = "fifteen letters\u20ac, yes"  # the euro sign takes three bytes, one before the border
+    reply, events = dictated(speaks_words, text)
+    pieces = [e.text for e in events if isinstance(e, dg.Committed)]
+    assert reply.text == text == "".join(pieces)
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_repetition_is_warned_of(speaks_words: Gemma) -> None:
+    reply, _ = dictated(speaks_words, "the the the the the the the the")
+    assert reply.stats.loop
+
+
+def test_together_with_words_as_alone(speaks_words: Gemma) -> None:
+    prompts = ["hello", [{"role": "user", "content": "and now?"}], [5, 6, 7]]
+    together = speaks_words.generate_many(prompts, seed=2, max_new_tokens=20, max_denoising_steps=3)
+    for prompt, reply in zip(prompts, together, strict=True):
+        alone = speaks_words.generate(prompt, seed=2, max_new_tokens=20, max_denoising_steps=3)
+        assert (reply.tokens, reply.text) == (alone.tokens, alone.text)
+
+
+def test_images_reach_the_network(speaks_words: Gemma, tmp_path) -> None:
+    options = {"seed": 2, "max_new_tokens": 8, "max_denoising_steps": 3}
+    replies = []
+    for colour in ("red", "blue"):
+        file = tmp_path / f"{colour}.png"
+        Image.new("RGB", (30, 20), colour).save(file)
+        replies.append(speaks_words.generate("what is it?", images=[file], **options))
+    assert replies[0].stats.prompt_tokens == replies[1].stats.prompt_tokens > 60
+    assert replies[0].tokens != replies[1].tokens
+    part = {"type": "image", "image": Image.new("RGB", (30, 20), "blue")}
+    said = [{"role": "user", "content": [part, {"type": "text", "text": "what is it?"}]}]
+    assert speaks_words.generate(said, **options).tokens == replies[1].tokens
+
+
+def test_long_prompts_are_read_in_chunks_around_images(speaks_words: Gemma, monkeypatch) -> None:
+    from diffusiongemma.engine import gemma as door
+
+    image = {"type": "image", "image": Image.new("RGB", (60, 40), "green")}
+    text = {"type": "text", "text": "what may this picture show, in so many words? " * 3}
+    said = [{"role": "user", "content": [text, image, text]}]
+    options = {"seed": 2, "max_new_tokens": 8, "max_denoising_steps": 2}
+    at_once = next(iter(speaks_words.steps(said, **options))).hidden_BLD
+    monkeypatch.setattr(door, "PROMPT_CHUNK", 7)
+    in_pieces = next(iter(speaks_words.steps(said, **options))).hidden_BLD
+    torch.testing.assert_close(in_pieces, at_once, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "error", "message"),
+    [
+        ("  ", {}, InputError, "the prompt is empty"),
+        (
+            [{"role": "system", "content": "a"}],
+            {"system": "b"},
+            OptionError,
+            "already begins with a",
+        ),
+        (
+            [{"role": "user", "content": "a"}],
+            {"images": ["x"]},
+            OptionError,
+            "belong into its mess",
+        ),
+        ("hi", {"images": ["/nowhere.png"]}, InputError, "nowhere.png"),
+        ("hi", {"stop": "word"}, OptionError, "stop must be a list"),
+    ],
+)
+def test_bad_requests_say_what_got_do(speaks_words, prompt, options, error, message: str) -> None:
+    with pytest.raises(error, match=message):
+        speaks_words.generate(prompt, **options)
+
+
+def test_saved_and_opened_again_it_is_the_same(speaks_words: Gemma, tmp_path) -> None:
+    again = dg.load(speaks_words.save(tmp_path / "copy"))
+    options = {"seed": 4, "max_new_tokens": 20, "max_denoising_steps": 3}
+    assert again.generate("hello", **options).text == speaks_words.generate("hello", **options).text
+    assert again.sampler == speaks_words.sampler and again.eos == speaks_words.eos
