@@ -1,5 +1,6 @@
 """The terminal: what a reader sees, on a small terminal made here and on a real pty."""
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -8,6 +9,7 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from diffusiongemma.cli.screen import Screen, printable
 
 
 class Terminal:
-    """A terminal of few columns and lines that knows the sequences of `screen.py`, and no others."""
+    """A small terminal that knows the sequences of `screen.py`, and no others."""
 
     encoding = "utf-8"
 
@@ -67,14 +69,22 @@ class Terminal:
                     row[:] = [" "] * self.columns
             case "\x1b[2m" | "\x1b[22m":
                 pass
+            case "\t":
+                self.x = min((self.x // 8 + 1) * 8, self.columns - 1)
             case _:
-                assert part.isprintable(), repr(part)
-                if self.wrap:
-                    self._down()
-                    self.x = 0
-                self.rows[self.y][self.x] = part
-                self.wrap = self.x == self.columns - 1
-                self.x += not self.wrap
+                self._letter(part)
+
+    def _letter(self, letter: str) -> None:
+        if letter == "\u0301":  # an accent, which stands with the letter before it
+            return
+        assert letter.isprintable(), repr(letter)
+        width = 2 if "\u2e80" <= letter < "\ufe00" else 1
+        if self.wrap or self.x + width > self.columns:
+            self._down()
+            self.x = 0
+        self.rows[self.y][self.x : self.x + width] = [letter, ""][:width]
+        self.wrap = self.x + width == self.columns
+        self.x = min(self.x + width, self.columns - 1)
 
     def _down(self) -> None:
         if self.y == self.lines - 1:
@@ -90,15 +100,17 @@ class Terminal:
         return "\n".join(row.rstrip() for row in rows).rstrip()
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    made = Terminal()
-    monkeypatch.setattr(sys, "stdout", made)
-    monkeypatch.setattr(sys, "stderr", made)
-    monkeypatch.setenv("COLUMNS", str(made.columns))
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    return made
+@contextlib.contextmanager
+def attached(terminal: Terminal, **variables: str) -> Iterator[Screen]:
+    """A screen on this terminal."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        patch.setattr(sys, "stderr", terminal)
+        patch.delenv("NO_COLOR", raising=False)
+        variables = {"TERM": "xterm", "COLUMNS": str(terminal.columns)} | variables
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield Screen()
 
 
 PIECES = [
@@ -108,58 +120,61 @@ PIECES = [
     [f"line {n}\n" for n in range(9)],
     ["a long one that wraps over the border ", "and goes on ", "and on ", "to scroll " * 6],
     ["tab\t", "\tx", "\t" * 5, "end"],
+    ["漢字", "漢字" * 5, "x" * 19, "漢", "e\u0301" * 20, "."],
 ]
 
 
 @pytest.mark.parametrize("pieces", PIECES)
-def test_the_status_never_harms_the_answer(pieces: list[str], terminal: Terminal) -> None:
-    pieces = [piece.expandtabs(8) for piece in pieces]  # as the small terminal has no tabs
-    plain = Terminal()
+def test_the_status_never_harms_the_answer(pieces: list[str]) -> None:
+    plain, terminal = Terminal(), Terminal()
     plain.write("".join(pieces))
-    screen = Screen()
-    screen.status("reading")
-    for number, piece in enumerate(pieces):
-        screen.say(piece)
-        for step in range(3):
-            screen.status(f"canvas {number}, step {step}, which is far too long for a line")
-    screen.clear()
+    with attached(terminal) as screen:
+        screen.status("reading")
+        for number, piece in enumerate(pieces):
+            screen.say(piece)
+            for step in range(3):
+                screen.status(f"canvas {number}, step {step}, which is far too long for a line")
+        screen.clear()
     assert terminal.text == plain.text
-    assert (terminal.y, terminal.x) == (plain.y, plain.x)
+    assert len(terminal.scrolled) + terminal.y == len(plain.scrolled) + plain.y
+    assert terminal.x == plain.x
 
 
-def test_the_status_stands_below_the_answer(terminal: Terminal) -> None:
-    screen = Screen()
-    screen.status("step 1")
-    assert terminal.text == "step 1"
-    screen.say("hello")
-    assert terminal.text == "hello"
-    screen.status("step 2")
-    screen.status("step 3")
-    assert terminal.text == "hello\nstep 3"
-    screen.end_line()
-    screen.note("done")
-    assert terminal.text == "hello\ndone"
+def test_the_status_stands_below_the_answer() -> None:
+    terminal = Terminal()
+    with attached(terminal) as screen:
+        screen.status("step 1")
+        assert terminal.text == "step 1"
+        screen.say("hello")
+        assert terminal.text == "hello"
+        screen.status("step 2")
+        screen.status("step 3")
+        assert terminal.text == "hello\nstep 3"
+        screen.end_line()
+        screen.note("done")
+        assert terminal.text == "hello\ndone"
 
 
-def test_colours_may_be_unwanted(monkeypatch: pytest.MonkeyPatch, terminal: Terminal) -> None:
+@pytest.mark.parametrize(
+    ("variables", "dims", "status"),
+    [
+        ({}, True, True),
+        ({"NO_COLOR": ""}, True, True),
+        ({"NO_COLOR": "1"}, False, True),
+        ({"TERM": "dumb"}, False, False),
+    ],
+)
+def test_colours_may_be_unwanted(variables: dict[str, str], dims: bool, status: bool) -> None:
     said: list[str] = []
-    monkeypatch.setattr(terminal, "write", said.append)
-    for variable, value, dims, status in [
-        ("TERM", "xterm", True, True),
-        ("NO_COLOR", "", True, True),
-        ("NO_COLOR", "1", False, True),
-        ("TERM", "dumb", False, False),
-    ]:
-        monkeypatch.setenv(variable, value)
-        said.clear()
-        screen = Screen()
+    terminal = Terminal()
+    terminal.write = said.append  # pyright: ignore[reportAttributeAccessIssue]
+    with attached(terminal, **variables) as screen:
         screen.say("thinking", dim=True)
         screen.note("note")
         screen.status("status")
-        assert ("\x1b[2m" in "".join(said)) is dims, (variable, value)
-        assert ("status" in "".join(said)) is status, (variable, value)
-        if not status:
-            assert "\x1b" not in "".join(said)
+    assert ("\x1b[2m" in "".join(said)) is dims
+    assert ("status" in "".join(said)) is status
+    assert ("\x1b" in "".join(said)) is status
 
 
 def test_a_model_cannot_steer_the_terminal() -> None:
@@ -169,7 +184,7 @@ def test_a_model_cannot_steer_the_terminal() -> None:
 def at_a_terminal(*words: object, stdout: int | None = None, **variables: str) -> str:
     """What a program writes to a real terminal."""
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
     command = [*COMMAND, *map(str, words)]
     environment = ENVIRONMENT | {"TERM": "xterm"} | variables
     process = subprocess.Popen(
@@ -191,10 +206,11 @@ def test_an_answer_at_a_terminal(words: Path) -> None:
     reply = dg.load(words).generate("hello", seed=3, max_new_tokens=20, max_denoising_steps=4)
     seen = at_a_terminal("-m", words, "hello", *QUICK)
     assert "canvas 1, step 4, mean entropy " in seen and "canvas 2, step 1" in seen
-    plain = re.sub(r"\x1b7.*?\x1b8|\x1bD\x1b\[A|\x1b\[\d*[A-Za-z]|\r.*?\r", "", seen)
-    answer, _, rest = plain.rpartition("\n")[0].rpartition("\n")
-    assert answer.endswith(printable(reply.text))
-    assert rest.startswith("20 tokens in ") and rest.endswith("tokens/forward, seed 3")
+    terminal = Terminal(120, 24)
+    terminal.write(seen[seen.index("\x1b7") :])  # after the bar of loading, which is not ours
+    answer, summary = terminal.text.rsplit("\n", 1)
+    assert answer == printable(reply.text)
+    assert summary.startswith("20 tokens in ") and summary.endswith("tokens/forward, seed 3")
     assert "\x1b[2m" not in at_a_terminal("-m", words, "hello", *QUICK, NO_COLOR="1")
 
 

@@ -35,7 +35,7 @@ def write_toy_with_words(folder: Path) -> None:
     config["image_token_id"] = marks["<|image|>"]
     config["boi_token_id"], config["eoi_token_id"] = marks["<|image>"], marks["<image|>"]
     (folder / "config.json").write_text(json.dumps(config))
-    settings = {"patch_size": 4, "pooling_kernel_size": 2, "max_soft_tokens": 70}
+    settings = {"max_soft_tokens": 70}  # patch size and pooling are those of the tower
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
 
 

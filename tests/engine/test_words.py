@@ -3,6 +3,7 @@
 The network runs as always; a shaper on its logits makes the wanted token certain at each place.
 """
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 import diffusiongemma as dg
-from diffusiongemma.core.errors import InputError, OptionError
+from diffusiongemma.core.errors import CheckpointError, InputError, OptionError
 from diffusiongemma.engine.gemma import Gemma
 
 CANVAS = 16
@@ -129,6 +130,8 @@ def test_images_reach_the_network(speaks_words: Gemma, tmp_path) -> None:
         replies.append(speaks_words.generate("what is it?", images=[file], **options))
     assert replies[0].stats.prompt_tokens == replies[1].stats.prompt_tokens > 60
     assert replies[0].tokens != replies[1].tokens
+    finer = speaks_words.generate("what is it?", images=[file], image_tokens=280, **options)
+    assert finer.stats.prompt_tokens > 3 * replies[1].stats.prompt_tokens
     part = {"type": "image", "image": Image.new("RGB", (30, 20), "blue")}
     said = [{"role": "user", "content": [part, {"type": "text", "text": "what is it?"}]}]
     assert speaks_words.generate(said, **options).tokens == replies[1].tokens
@@ -164,12 +167,20 @@ def test_long_prompts_are_read_in_chunks_around_images(speaks_words: Gemma, monk
             "belong into its mess",
         ),
         ("hi", {"images": ["/nowhere.png"]}, InputError, "nowhere.png"),
+        ("hi", {"images": [Image.new("L", (9, 9))], "image_tokens": 71}, OptionError, "70, 140, 280"),
         ("hi", {"stop": "word"}, OptionError, "stop must be a list"),
     ],
 )
 def test_bad_requests_say_what_got_do(speaks_words, prompt, options, error, message: str) -> None:
     with pytest.raises(error, match=message):
         speaks_words.generate(prompt, **options)
+
+
+def test_an_image_processor_of_another_checkpoint_is_refused(words_folder, tmp_path) -> None:
+    folder = shutil.copytree(words_folder, tmp_path / "mixed")
+    (folder / "preprocessor_config.json").write_text('{"patch_size": 16}')
+    with pytest.raises(CheckpointError, match="cuts patches of 16 pixels pooled by 2"):
+        dg.load(folder)
 
 
 def test_saved_and_opened_again_it_is_the_same(speaks_words: Gemma, tmp_path) -> None:

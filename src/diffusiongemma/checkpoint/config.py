@@ -103,7 +103,10 @@ class _Section:
         self.parts: list[_Section] = []
 
     def complain(self, key: str, what: str) -> None:
-        self.problems.append(f"{self.prefix}{key} {what}")
+        where = f"{self.prefix}{key}"
+        if not where.isprintable() or len(where) > 100:
+            where = _show(where)
+        self.problems.append(f"{where} {what}")
 
     def take(self, key: str, *default: Any) -> Any:
         """The value of a key; without a default, its absence is a problem."""
@@ -220,7 +223,8 @@ def _layers(text: _Section, heads: int) -> tuple[LayerConfig, ...]:
     if special is not None:
         _change(special, shapes)
     for number, shape in enumerate(shapes):
-        _check_heads(text, heads, shape, 2, f" of layer {number}")
+        if shape not in shapes[:number]:
+            _check_heads(text, heads, shape, 2, f" of layer {number}")
     return tuple(
         LayerConfig(sliding=kind == "sliding_attention", **shape)
         for kind, shape in zip(kinds, shapes, strict=True)

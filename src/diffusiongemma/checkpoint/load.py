@@ -34,6 +34,8 @@ _FORMATS = {
     "F64": torch.float64,
 }
 _ROWS = 8192  # of an embedding table, compared at a time
+_LAYER = re.compile(r"(?<=\.layers\.)(0|[1-9][0-9]{0,5})(?=\.)")
+_LAYERS = re.compile(r"(?<=\.layers\.)#(?=\.)")
 
 Header = dict[str, tuple[tuple[int, ...], str]]
 """Shape and format of every tensor in a shard, by name."""
@@ -263,14 +265,11 @@ def _slots(model: nn.Module) -> dict[str, _Slot]:
     return slots
 
 
-_LAYER = re.compile(r"(?<=\.layers\.)(0|[1-9][0-9]{0,5})(?=\.)")
-_LAYERS = re.compile(r"(?<=\.layers\.)#(?=\.)")
-
-
 def _group(items: Iterable[str]) -> str:
     """All items, those that differ only in the number of a layer as one: `layers.{0-2,5}.x`."""
     numbers: dict[str, list[int]] = {}
-    for item in items:
+    for name in items:
+        item = name if name.isprintable() else repr(name)
         found = _LAYER.search(item)
         numbers.setdefault(_LAYER.sub("#", item, count=1), []).extend(
             [int(found[0])] if found else []

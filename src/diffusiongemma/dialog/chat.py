@@ -78,8 +78,20 @@ class Chat:
         self.settings = settings or ImageSettings()
 
     @classmethod
-    def from_folder(cls, path: Path, tokenizer: Tokenizer, ids: SpecialIds) -> "Chat":
+    def from_folder(
+        cls,
+        path: Path,
+        tokenizer: Tokenizer,
+        ids: SpecialIds,
+        usual: ImageSettings | None = None,
+    ) -> "Chat":
         """Read the template, the names of special tokens and the image settings of a checkpoint.
+
+        Args:
+            path: the checkpoint's folder.
+            tokenizer: its tokenizer.
+            ids: its special ids.
+            usual: image settings where the folder's files say nothing.
 
         Raises:
             CheckpointError: one of these files is broken.
@@ -90,7 +102,7 @@ class Chat:
             ids,
             find_template(path),
             names=special_names(path),
-            settings=ImageSettings.from_folder(path),
+            settings=ImageSettings.from_folder(path, usual),
         )
 
     def render(
@@ -101,6 +113,7 @@ class Chat:
         think: bool = False,
         guard: bool = False,
         files: bool = True,
+        image_tokens: int | None = None,
     ) -> Prompt:
         """A conversation as the model reads it, up to where its reply begins.
 
@@ -115,6 +128,8 @@ class Chat:
                 message ends its turn.
             files: whether pictures may be given as paths; a server that serves strangers says
                 False.
+            image_tokens: soft tokens that an image may have, 70 to 1120; the checkpoint's own
+                budget if not given. Frames of a video keep theirs.
 
         Raises:
             InputError: messages, tools or pictures that cannot be taken.
@@ -138,7 +153,8 @@ class Chat:
                     "enable_thinking": think,
                 }
             )
-        shown = [self._look(medium, files) for medium in media]
+        budget = self.settings.max_soft_tokens if image_tokens is None else image_tokens
+        shown = [self._look(medium, files, budget) for medium in media]
         pieces = guards.split(text) if guard else [(text, True)]
         ids: list[int] = []
         for piece, special in self._place(pieces, shown):
@@ -173,7 +189,7 @@ class Chat:
         number = self.ids.image_token_id
         return None if number is None else self.tokenizer.token(number)
 
-    def _look(self, medium: Media, files: bool) -> list[tuple[str, Any]]:
+    def _look(self, medium: Media, files: bool, budget: int) -> list[tuple[str, Any]]:
         """The pictures of one medium, each with the words before it."""
         ids = (self.ids.image_token_id, self.ids.boi_token_id, self.ids.eoi_token_id)
         if None in ids or self._image_name() is None:
@@ -189,7 +205,6 @@ class Chat:
         }
         if medium.kind == "image":
             picture = images.load(medium.source, files=files)
-            budget = self.settings.max_soft_tokens
             return [("", images.patches(picture, soft_tokens=budget, **size))]
         budget = video.FRAME_SOFT_TOKENS
         return [

@@ -5,7 +5,7 @@ so that a chat without images stays light.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,12 @@ class ImageSettings:
             )
 
     @classmethod
-    def from_folder(cls, path: Path) -> "ImageSettings":
-        """Settings from `processor_config.json` or `preprocessor_config.json`, else the defaults.
+    def from_folder(cls, path: Path, usual: "ImageSettings | None" = None) -> "ImageSettings":
+        """Settings from `processor_config.json` or `preprocessor_config.json`.
+
+        Args:
+            path: the checkpoint's folder.
+            usual: what holds where the files say nothing.
 
         Raises:
             CheckpointError: a file is not JSON.
@@ -61,7 +65,7 @@ class ImageSettings:
         data = read_json(Path(path) / "processor_config.json") or {}
         data = data.get("image_processor") or read_json(Path(path) / "preprocessor_config.json")
         if not data:
-            return cls()
+            return usual or cls()
         if not isinstance(data, dict):
             raise ConfigError(
                 f"the image processor of {path} is not an object; fetch its files again."
@@ -73,7 +77,8 @@ class ImageSettings:
                     f"{fixed!r} is implemented; is this a Gemma 4 vision checkpoint?"
                 )
         names = ("patch_size", "pooling_kernel_size", "max_soft_tokens")
-        return cls(**{name: data[name] for name in names if data.get(name) is not None})
+        said = {name: data[name] for name in names if data.get(name) is not None}
+        return replace(usual or cls(), **said)
 
 
 def read_json(file: Path) -> dict[str, Any] | None:

@@ -98,8 +98,8 @@ class Gemma:
             seed: the same seed gives the same answer; drawn at random if not given, and reported.
             stop: texts that end the answer and are not part of it.
             rule: which positions a step accepts, instead of the entropy bound.
-            **options: `system`, `images`, `think`, `tools`, `guard` (see `engine.prompt.Asked`)
-                and every field of `SamplerConfig`.
+            **options: `system`, `images`, `image_tokens`, `think`, `tools`, `guard` (see
+                `engine.prompt.Asked`) and every field of `SamplerConfig`.
 
         Raises:
             InputError: a prompt, message or image that cannot be taken.

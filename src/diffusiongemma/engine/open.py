@@ -12,6 +12,7 @@ from diffusiongemma.checkpoint.load import load_model, read_json
 from diffusiongemma.core.device import choose
 from diffusiongemma.core.errors import CheckpointError, OptionError
 from diffusiongemma.dialog.chat import Chat, SpecialIds
+from diffusiongemma.dialog.settings import ImageSettings
 from diffusiongemma.dialog.tokenizer import Tokenizer
 from diffusiongemma.diffusion.config import SamplerConfig
 from diffusiongemma.engine.gemma import Gemma
@@ -107,7 +108,19 @@ def _chat(folder: Path, tokenizer: Tokenizer, config: ModelConfig, eos: tuple[in
         eoi_token_id=config.eoi_token_id if has_vision else None,
         eos_token_id=eos,
     )
-    return Chat.from_folder(folder, tokenizer, ids)
+    if config.vision is None:
+        return Chat.from_folder(folder, tokenizer, ids)
+    tower = (config.vision.patch_size, config.vision.pooling_kernel_size)
+    usual = ImageSettings(patch_size=tower[0], pooling_kernel_size=tower[1])
+    chat = Chat.from_folder(folder, tokenizer, ids, usual)
+    cut = (chat.settings.patch_size, chat.settings.pooling_kernel_size)
+    if cut != tower:
+        raise CheckpointError(
+            f"the image processor in {folder} cuts patches of {cut[0]} pixels pooled by {cut[1]}, "
+            f"the vision tower takes {tower[0]} and {tower[1]}; check that both come from the same "
+            "checkpoint"
+        )
+    return chat
 
 
 def _placeholders(config: ModelConfig, tokenizer: Tokenizer | None) -> list[int]:

@@ -31,6 +31,8 @@ class Asked:
         images: pictures that go before a text prompt, or into the placeholders of ids.
         think: have the model think before it answers.
         tools: declarations of tools it may call.
+        image_tokens: soft tokens that an image may have: 70, 140, 280, 560 or 1120; as the
+            checkpoint says if not given.
         guard: control tokens spelled in messages are read as plain letters.
     """
 
@@ -38,6 +40,7 @@ class Asked:
     images: Sequence[Any] = ()
     think: bool = False
     tools: Sequence[Any] | None = None
+    image_tokens: int | None = None
     guard: bool = False
 
 
@@ -59,7 +62,11 @@ def read(
         )
     else:
         rendered = chat.render(
-            _messages(prompt, asked), tools=asked.tools, think=asked.think, guard=asked.guard
+            _messages(prompt, asked),
+            tools=asked.tools,
+            think=asked.think,
+            guard=asked.guard,
+            image_tokens=asked.image_tokens,
         )
         ids, images = list(rendered.ids), rendered.images
     _check(ids, config)
@@ -87,10 +94,10 @@ def _ids(prompt: Any, asked: Asked, chat: Chat | None) -> tuple[list[int], list[
                 f"{tuple(prompt.shape)} of {prompt.dtype}"
             )
         prompt = prompt.tolist()
-    return list(prompt), [_patches(image, chat) for image in asked.images]
+    return list(prompt), [_patches(image, chat, asked.image_tokens) for image in asked.images]
 
 
-def _patches(image: Any, chat: Chat | None) -> Patches:
+def _patches(image: Any, chat: Chat | None, budget: int | None) -> Patches:
     if isinstance(image, Patches):
         return image
     from diffusiongemma.dialog import images
@@ -100,7 +107,7 @@ def _patches(image: Any, chat: Chat | None) -> Patches:
         images.load(image),
         patch_size=settings.patch_size,
         pooling=settings.pooling_kernel_size,
-        soft_tokens=settings.max_soft_tokens,
+        soft_tokens=settings.max_soft_tokens if budget is None else budget,
     )
 
 
