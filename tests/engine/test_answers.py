@@ -236,6 +236,18 @@ def test_bad_requests_fail_before_the_first_event(speaks_ids: dg.Gemma) -> None:
         speaks_ids.steps(PROMPT, nonsense=1)
 
 
+def test_images_for_a_checkpoint_that_speaks_ids(speaks_ids: dg.Gemma) -> None:
+    from PIL import Image
+
+    picture = Image.new("RGB", (40, 40), "orange")
+    mark = speaks_ids.model.config.image_token_id
+    options = {"images": [picture], "image_tokens": 70, "max_new_tokens": 8} | QUICK
+    reply = speaks_ids.generate([5, *[mark] * 64, 6], **options)
+    assert reply.stats.prompt_tokens == 66
+    with pytest.raises(InputError, match="3 image placeholder tokens, but its 1 image.* make 64"):
+        speaks_ids.generate([5, mark, mark, mark], **options)
+
+
 def test_many_seeds_need_as_many_prompts(speaks_ids: dg.Gemma) -> None:
     with pytest.raises(OptionError, match="2 seeds were given for 1 prompts"):
         speaks_ids.generate_many([PROMPT], seed=[1, 2])

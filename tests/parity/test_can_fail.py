@@ -20,11 +20,11 @@ TOY = toys.Toy(seed=1)
 
 
 def encoder_scalars_for_both(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(passes.Denoise, "encodes", True)
+    patch.setattr(passes.Denoise, "scale", passes.Encode.scale)
 
 
 def denoiser_scalars_for_both(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(passes.Encode, "encodes", False)
+    patch.setattr(passes.Encode, "scale", passes.Denoise.scale)
 
 
 def canvas_sees_w_tokens(patch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def read(
         OptionError: an option that has no meaning for this prompt or checkpoint.
     """
     if _is_ids(prompt):
-        ids, images = _ids(prompt, asked, chat)
+        ids, images = _ids(prompt, asked, _settings(chat, config))
     elif chat is None:
         raise InputError(
             "this checkpoint has no tokenizer.json, so a prompt must be a list of token ids, got "
@@ -83,7 +83,17 @@ def _is_ids(prompt: Any) -> bool:
     )
 
 
-def _ids(prompt: Any, asked: Asked, chat: Chat | None) -> tuple[list[int], list[Patches]]:
+def _settings(chat: Chat | None, config: ModelConfig) -> ImageSettings:
+    """How images are cut; a checkpoint without words still has its tower's numbers."""
+    if chat is not None or config.vision is None:
+        return ImageSettings() if chat is None else chat.settings
+    tower = config.vision
+    return ImageSettings(
+        patch_size=tower.patch_size, pooling_kernel_size=tower.pooling_kernel_size
+    )
+
+
+def _ids(prompt: Any, asked: Asked, settings: ImageSettings) -> tuple[list[int], list[Patches]]:
     for name in ("system", "think", "tools", "guard"):
         if getattr(asked, name):
             raise OptionError(f"{name} has no meaning for a prompt of token ids; give text")
@@ -94,15 +104,14 @@ def _ids(prompt: Any, asked: Asked, chat: Chat | None) -> tuple[list[int], list[
                 f"{tuple(prompt.shape)} of {prompt.dtype}"
             )
         prompt = prompt.tolist()
-    return list(prompt), [_patches(image, chat, asked.image_tokens) for image in asked.images]
+    return list(prompt), [_patches(image, settings, asked.image_tokens) for image in asked.images]
 
 
-def _patches(image: Any, chat: Chat | None, budget: int | None) -> Patches:
+def _patches(image: Any, settings: ImageSettings, budget: int | None) -> Patches:
     if isinstance(image, Patches):
         return image
     from diffusiongemma.dialog import images
 
-    settings = chat.settings if chat else ImageSettings()
     return images.patches(
         images.load(image),
         patch_size=settings.patch_size,

@@ -53,4 +53,4 @@ class Block(nn.Module):
         chosen = self.router(x_SD)
         routed = self.after_experts(self.experts(self.before_experts(x_SD), *chosen))
         x_SD = x_SD + self.after_branches(dense + routed)
-        return x_SD * (self.encode_scalar if through.encodes else self.denoise_scalar)
+        return through.scale(x_SD, self.encode_scalar, self.denoise_scalar)

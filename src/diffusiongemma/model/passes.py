@@ -22,8 +22,11 @@ from diffusiongemma.model.context import Context, Row
 class Pass(Protocol):
     """What a layer needs to know of the pass it runs in."""
 
-    encodes: bool
     positions_S: Tensor
+
+    def scale(self, x_SD: Tensor, encode_scalar: Tensor, denoise_scalar: Tensor) -> Tensor:
+        """The end of a layer: each token times the scalar of the mode it is in."""
+        ...
 
     def attend(self, layer: int, q_SNH: Tensor, k_SKH: Tensor, v_SKH: Tensor) -> Tensor:
         """Attention of all packed tokens in one layer: (S, N, H)."""
@@ -32,8 +35,6 @@ class Pass(Protocol):
 
 class Encode:
     """Causal pass: tokens join the context and see what lies before them."""
-
-    encodes = True
 
     def __init__(
         self, config: ModelConfig, context: Context, spans: Sequence[Int[Tensor, " _"]]
@@ -78,6 +79,10 @@ class Encode:
             parts.append(attend(q_SNH[part], k_KCH, v_KCH, mask_TC))
         return torch.cat(parts)
 
+    def scale(self, x_SD: Tensor, encode_scalar: Tensor, denoise_scalar: Tensor) -> Tensor:
+        """All tokens are encoded."""
+        return x_SD * encode_scalar
+
     def finish(self) -> None:
         """Count the tokens in, once every layer has written them."""
         for row, part in self.rows:
@@ -109,8 +114,6 @@ class Encode:
 class Denoise:
     """Bidirectional pass: every canvas position sees the context and the whole canvas."""
 
-    encodes = False
-
     def __init__(self, config: ModelConfig, context: Context, width: int) -> None:
         """Prepare positions; canvas positions go on where the context ends.
 
@@ -122,6 +125,10 @@ class Denoise:
         self.context, self.width = context, width
         across = torch.arange(width, device=context.device)
         self.positions_S = torch.cat([row.length + across for row in context.rows])
+
+    def scale(self, x_SD: Tensor, encode_scalar: Tensor, denoise_scalar: Tensor) -> Tensor:
+        """All tokens are denoised."""
+        return x_SD * denoise_scalar
 
     def attend(
         self,
