@@ -43,3 +43,10 @@ def test_spans_number_the_runs() -> None:
     is_image = torch.tensor([1, 1, 0, 1, 0, 0, 1, 1]).bool()
     assert masks.spans(is_image).tolist() == [0, 0, -1, 1, -1, -1, 2, 2]
     assert masks.spans(torch.zeros(3).bool()).tolist() == [-1, -1, -1]
+
+
+def test_joint() -> None:
+    assert torch.equal(masks.joint(6, 2, 2, 2, 3), picture(masks.joint))
+    wide = masks.joint(6, 2, 2, 2, None)
+    assert torch.equal(wide[:6, :6], torch.ones(6, 6).tril().bool())
+    assert wide[8:, :4].all() and not wide[8:, 4:8].any()

@@ -31,3 +31,23 @@ def attend(
     mask = None if mask_TC is None else mask_TC.repeat(groups, 1)
     out = F.scaled_dot_product_attention(q, k_KCH[None], v_KCH[None], attn_mask=mask, scale=1.0)
     return out.view(-1, groups, tokens, width).permute(2, 0, 1, 3).reshape(tokens, heads, width)
+
+
+def attend_rows(
+    q_BTNH: Float[Tensor, "B T N H"],
+    k_BTKH: Float[Tensor, "B T K H"],
+    v_BTKH: Float[Tensor, "B T K H"],
+    mask_BTT: Bool[Tensor, "B T T"],
+) -> Float[Tensor, "B T N H"]:
+    """Self-attention of many rows of one length in one call, for training.
+
+    The same contract, but the bits of a row may depend on the others.
+    """
+    rows, tokens, heads, width = q_BTNH.shape
+    groups = heads // k_BTKH.shape[2]
+    q = q_BTNH.view(rows, tokens, -1, groups, width).permute(0, 2, 3, 1, 4)
+    q = q.reshape(rows, -1, groups * tokens, width)
+    k, v, mask = k_BTKH.transpose(1, 2), v_BTKH.transpose(1, 2), mask_BTT.repeat(1, groups, 1)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], scale=1.0)
+    out = out.view(rows, -1, groups, tokens, width).permute(0, 3, 1, 2, 4)
+    return out.reshape(rows, tokens, heads, width)

@@ -77,6 +77,47 @@ def canvas_sees(context_length: int, size: int | None) -> slice:
     return slice(first, context_length)
 
 
+def joint(
+    clean: int, start: int, width: int, canvases: int, size: int | None
+) -> Bool[Tensor, "S S"]:
+    """All canvases of an example at once: [clean ; noised] (training).
+
+    Clean tokens see as the encoder does. Each noised canvas sees itself, and what a context that
+    ends just before it would show; neither its own clean tokens nor any other noised canvas. Here
+    two tokens of prompt and two canvases of two, all clean; then the same canvases, noised; the
+    window is 3:
+
+        1 0 0 0 0 0  0 0 0 0
+        1 1 0 0 0 0  0 0 0 0
+        1 1 1 0 0 0  0 0 0 0
+        0 1 1 1 0 0  0 0 0 0
+        0 0 1 1 1 0  0 0 0 0
+        0 0 0 1 1 1  0 0 0 0
+        1 1 0 0 0 0  1 1 0 0
+        1 1 0 0 0 0  1 1 0 0
+        0 0 1 1 0 0  0 0 1 1
+        0 0 1 1 0 0  0 0 1 1
+
+    Args:
+        clean: tokens of the clean sequence, padding included: nothing real comes after padding, so
+            causality alone hides it.
+        start: where the first canvas begins in it.
+        width: L.
+        canvases: how many.
+        size: the window, or None on full layers.
+    """
+    place = torch.arange(clean)
+    reads = causal(place, place) if size is None else window(place, place, size)
+    whose = torch.arange(canvases).repeat_interleave(width)
+    end = (start + whose * width)[:, None]
+    shows = place[None] < end
+    if size is not None:
+        shows &= place[None] >= end - (size - 1)
+    own = whose[:, None] == whose[None]
+    top = torch.cat([reads, torch.zeros(clean, len(whose), dtype=torch.bool)], dim=1)
+    return torch.cat([top, torch.cat([shows, own], dim=1)])
+
+
 def spans(is_image_T: Bool[Tensor, " T"]) -> Int[Tensor, " T"]:
     """Number the runs of image tokens 0, 1, 2 ... in order; text is -1."""
     before = torch.cat([is_image_T.new_zeros(1), is_image_T[:-1]])

@@ -179,7 +179,7 @@ class DiffusionGemma(nn.Module):
         through = Encode(self.config, context, spans)
         for row in context.rows:
             row.torn = True  # until every layer has written
-        hidden_SD = self._trunk(torch.cat(packed), through)
+        hidden_SD = self.trunk(torch.cat(packed), through)
         through.finish()
         parts = hidden_SD.split(lengths)
         padded = [
@@ -215,7 +215,7 @@ class DiffusionGemma(nn.Module):
         if soft_BLD is not None:
             soft_SD = soft_BLD.to(embedded.dtype).reshape(rows * width, -1)
         x_SD = self.self_conditioning(embedded, soft_SD)
-        hidden_SD = self._trunk(x_SD, Denoise(self.config, context, width))
+        hidden_SD = self.trunk(x_SD, Denoise(self.config, context, width))
         return hidden_SD.view(rows, width, -1)
 
     def readout(
@@ -257,7 +257,8 @@ class DiffusionGemma(nn.Module):
         probability = logits_BLV.softmax(-1, dtype=torch.float32)
         return reading.expected_embedding(probability, self.embedding.weight, self.embedding.scale)
 
-    def _trunk(self, x_SD: Float[Tensor, "S D"], through: Pass) -> Float[Tensor, "S D"]:
+    def trunk(self, x_SD: Float[Tensor, "S D"], through: Pass) -> Float[Tensor, "S D"]:
+        """Packed embeddings through all layers, and the final norm. Users want the doors above."""
         config, turns = self.config, {}
         for number, block in enumerate(self.blocks):
             layer = config.layers[number]
