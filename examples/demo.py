@@ -42,7 +42,7 @@ def words(folder: Path) -> int:
 
 
 def make(folder: Path) -> None:
-    """A random network of the real architecture: experts, both kinds of layers, self-conditioning."""
+    """A random network of the real architecture: experts, both kinds of layers."""
     source = folder / "words"
     source.mkdir()
     sliding = LayerConfig(sliding=True, head_dim=32, num_key_value_heads=2)

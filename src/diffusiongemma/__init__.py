@@ -43,7 +43,10 @@ _HOME = {
     "Stats": "engine.reply",
     "load": "engine.open",
 }
-__all__ = sorted(_HOME)
+__all__ = [
+    *("Ask", "Committed", "DiffusionGemmaError", "EntropyBound", "Finished", "Gemma", "Patches"),
+    *("Readout", "Refined", "Reply", "SamplerConfig", "Stats", "load"),
+]
 
 
 def __getattr__(name: str) -> Any:

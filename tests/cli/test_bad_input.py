@@ -47,7 +47,9 @@ def says(said: str, pattern: str) -> None:
         (["--seed"], r"--seed: expected one argument"),
         (["--stop", ""], r"stop must be a list of texts, none of them empty"),
         (["more"], r"'more' is one word too many; put a prompt in quotes"),
-        (["--dtype", "bfloat32"], r"unknown dtype 'bfloat32'; did you mean '.*float\?"),
+        (["--dtype", "bfloat32"], r"unknown dtype 'bfloat32'; did you mean '"),
+        (["--image-tokens", "70"], r"--image-tokens has no meaning without a picture; add -i"),
+        (["--image-tokens", "71", "-i", "x"], r"--image-tokens: invalid choice: 71 \(choose from"),
         (["--device", "tpu"], r"device 'tpu'.*use cpu, cuda or cuda:N"),
         (["--revision", "v2"], r"has no revision 'v2'; omit revision"),
         (["--tools", "/nowhere.json"], r"tools '/nowhere.json' cannot be read: No such file"),
@@ -279,7 +281,10 @@ def test_a_bad_picture_is_told_of_before_a_model_is_looked_for(
 def test_a_picture_for_a_checkpoint_that_takes_none(
     copy: Path, bare: Path, picture: Path, refused: Refused
 ) -> None:
-    says(refused("-m", bare, "40 41", "-i", picture), r"image|picture|placeholder")
+    says(
+        refused("-m", bare, "40 41", "-i", picture),
+        r"0 image placeholder tokens, but .*; give one image per",
+    )
     tensors = load_file(copy / "model.safetensors")
     blind = {k: v for k, v in tensors.items() if "vision" not in k}
     save_file(blind, copy / "model.safetensors", metadata={"format": "pt"})

@@ -46,7 +46,7 @@ def test_help_is_light(words: list[str]) -> None:
 
 
 def test_help_comes_at_once() -> None:
-    """A third of the promised 200 ms here; the loosest bound that a loaded machine keeps."""
+    """Within 200 ms, of which an idle machine needs a quarter."""
     times = []
     for _ in range(5):
         start = time.perf_counter()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import diffusiongemma as dg
-from cli_help import COMMAND, ENVIRONMENT, QUICK, Call
+from cli_help import COMMAND, ENVIRONMENT, QUICK, Call, edit
 
 OPTIONS = {"seed": 3, "max_new_tokens": 20, "max_denoising_steps": 4}
 
@@ -51,6 +51,8 @@ def test_system_think_image_and_stop_reach_the_model(
         (["--think"], {"think": True}),
         (["-i", picture], {"images": [picture]}),
         (["-i", picture, "-i", picture], {"images": [picture, picture]}),
+        (["-i", picture, "--image-tokens", 140], {"images": [picture], "image_tokens": 140}),
+        (["-s", "<turn|>", "--guard"], {"system": "<turn|>", "guard": True}),
         (["--stop", plain[5]], {"stop": [plain[5]]}),
         (["-o", "t_min=0.1", "--t-max", "0.2"], {"t_min": 0.1, "t_max": 0.2}),
         (["-o", "canvas_length=8"], {"canvas_length": 8}),
@@ -59,6 +61,11 @@ def test_system_think_image_and_stop_reach_the_model(
     ]:
         expected = gemma.generate("hello", **OPTIONS, **options).text
         assert call("-m", words, "hello", *given, *QUICK).out == expected + "\n", given
+
+
+def test_a_temperature_is_judged_against_the_checkpoints_own(copy: Path, call: Call) -> None:
+    edit(copy / "generation_config.json", t_max=1.5)
+    assert call("-m", copy, "hello", "--t-min", "1.2", *QUICK).code == 0
 
 
 def test_a_picture_needs_no_words(words: Path, picture: Path, call: Call, gemma: dg.Gemma) -> None:

@@ -57,10 +57,9 @@ def save_model(
     """
     dtype = str(model.dtype).removeprefix("torch.")
     config = to_hf(dataclasses.replace(model.config, dtype=dtype))
-    target = Path(os.path.realpath(folder))  # through a link, not in its place
+    target = _free(folder, overwrite)
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        _check_free(target, overwrite)
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch.mkdir()
         for file in copy:
@@ -71,27 +70,42 @@ def save_model(
         _write_weights(model, scratch, shard_bytes)
         _swap(scratch, target)
     except (OSError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(
-            f"{target} cannot be written: {reason}; check the disk and its permissions"
-        ) from error
+        raise _unwritable(target, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Path(folder)
 
 
-def _check_free(target: Path, overwrite: bool) -> None:
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not overwrite:
-        raise CheckpointError(f"{target} exists; choose another folder or pass overwrite=True")
-    if not (target / "config.json").is_file():
-        raise CheckpointError(
-            f"{target} has no config.json, so it is no checkpoint that may be replaced; choose "
-            "another folder"
-        )
+def _free(folder: str | os.PathLike[str], overwrite: bool) -> Path:
+    """The folder to write, behind all links, if nothing is in the way."""
+    try:
+        target = Path(os.path.realpath(folder))
+        if not target.exists():
+            return target
+        here = Path.cwd()
+        if target == here or target in here.parents:
+            raise CheckpointError(f"{target} is the working folder; name a folder inside it")
+        if target.is_dir() and not any(target.iterdir()):
+            return target
+        if not overwrite:
+            raise CheckpointError(f"{target} exists; choose another folder or pass overwrite=True")
+        if not (target / "config.json").is_file():
+            raise CheckpointError(
+                f"{target} has no config.json, so it is no checkpoint that may be replaced; choose "
+                "another folder"
+            )
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return target
+
+
+def _unwritable(folder: str | os.PathLike[str], error: Exception) -> CheckpointError:
+    reason = getattr(error, "strerror", None) or error
+    return CheckpointError(
+        f"{os.fspath(folder)} cannot be written: {reason}; check the disk and its permissions"
+    )
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -17,9 +17,10 @@ from diffusiongemma.checkpoint.load import find_shards, load_model, open_shard, 
 from diffusiongemma.core.device import choose
 from diffusiongemma.core.errors import DiffusionGemmaError
 from diffusiongemma.dialog.settings import ImageSettings
-from diffusiongemma.dialog.template import find_template
+from diffusiongemma.dialog.template import find_template, special_names
 from diffusiongemma.dialog.tokenizer import Tokenizer
 from diffusiongemma.diffusion.config import SamplerConfig
+from diffusiongemma.engine.open import end_marks, open_chat
 from diffusiongemma.model.config import ModelConfig
 
 P = ParamSpec("P")
@@ -48,11 +49,12 @@ class Checkup:
         if config is not None:
             self.facts |= _architecture(config)
         self._weights(folder, config)
-        self._words(folder, config)
         settings = folder / "generation_config.json"
         given = self._try(read_json, settings) if settings.exists() else {}
         if given is not None:
             self._try(SamplerConfig.from_generation_config, given)
+        eos = self._try(end_marks, given or {}, raw or {})
+        self._words(folder, config, eos or ())
 
     def _try(self, look: Callable[P, R], *args: P.args, **options: P.kwargs) -> R | None:
         try:
@@ -82,7 +84,7 @@ class Checkup:
             nowhere = torch.device("meta")  # every name and shape is checked, nothing is read
             self._try(load_model, folder, config, device=nowhere, dtype=place.dtype)
 
-    def _words(self, folder: Path, config: ModelConfig | None) -> None:
+    def _words(self, folder: Path, config: ModelConfig | None, eos: tuple[int, ...]) -> None:
         before = len(self.problems)
         tokenizer = self._try(Tokenizer.from_folder, folder)
         if len(self.problems) > before:
@@ -91,15 +93,13 @@ class Checkup:
             self.facts["tokenizer"] = "none: it takes and gives token ids"
             return
         self.facts["tokenizer"] = f"{tokenizer.size:,} tokens"
-        if config is not None and tokenizer.size > config.vocab_size:
-            self.problems.append(
-                f"the tokenizer has {tokenizer.size} tokens, the network {config.vocab_size}; "
-                "check that both come from the same checkpoint"
-            )
+        if config is not None:
+            self._try(open_chat, folder, tokenizer, config, eos)
         before = len(self.problems)
         template = self._try(find_template, folder)
         if len(self.problems) == before:
             self.facts["chat template"] = "found" if template else "none: one question, as it is"
+        self._try(special_names, folder)
         self._try(ImageSettings.from_folder, folder)
 
 

@@ -12,7 +12,8 @@ import sys
 from typing import Any
 
 from diffusiongemma.cli.options import Parser, add_model, add_sampling, check_sampling, whole
-from diffusiongemma.core.errors import InputError
+from diffusiongemma.core.errors import InputError, OptionError
+from diffusiongemma.dialog.settings import BUDGETS
 
 USAGE = "diffusiongemma [run] -m FOLDER [options] [PROMPT]\n       diffusiongemma doctor --help"
 ABOUT = "Answer a prompt with DiffusionGemma, a language model that writes by diffusion."
@@ -43,6 +44,16 @@ def parser() -> Parser:
     asked.add_argument(
         "-i", "--image", metavar="FILE", action="append", default=[], help="a picture (repeatable)"
     )
+    asked.add_argument(
+        "--image-tokens",
+        type=whole,
+        metavar="N",
+        choices=BUDGETS,
+        help=f"how finely pictures are seen: {', '.join(map(str, BUDGETS))}",
+    )
+    asked.add_argument(
+        "--guard", action="store_true", help="read control tokens that the prompt spells as letters"
+    )
     asked.add_argument("--think", action="store_true", help="think before answering")
     asked.add_argument("--tools", metavar="FILE", help="JSON: a list of tools it may call")
     asked.add_argument(
@@ -61,6 +72,8 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Answer."""
     check_sampling(args.sampling)
+    if args.image_tokens is not None and not args.image:
+        raise OptionError("--image-tokens has no meaning without a picture; add -i, or omit it")
     text = _prompt(args)
     prompt = _ids(text) if args.ids else text
     tools = _tools(args.tools)
@@ -87,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
         images=images,
         think=args.think,
         tools=tools,
+        image_tokens=args.image_tokens,
+        guard=args.guard,
         **args.sampling,
     )
     show = Show(gemma, speaks_ids=speaks_ids, think=args.think, live=not args.json)

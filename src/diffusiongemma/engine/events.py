@@ -34,8 +34,9 @@ class Committed:
     Attributes:
         canvas: its index.
         tokens: what joins the answer.
-        text: the text that is final now: it may lag behind the tokens by an incomplete character
-            or a possible beginning of a stop string, and holds thought and marks as they are.
+        text: the text that is final now. It may lag behind the tokens by an incomplete character
+            or a possible beginning of a stop string; thoughts and tool calls are left out, also a
+            call that turns out to be malformed, whose words the reply keeps.
     """
 
     canvas: int

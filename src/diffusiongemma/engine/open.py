@@ -62,9 +62,9 @@ def load(
     config = from_hf(raw)
     place = choose(device, dtype, config.dtype)
     settings = _optional(folder / "generation_config.json")
-    eos = _eos(settings, raw)
+    eos = end_marks(settings, raw)
     tokenizer = Tokenizer.from_folder(folder)
-    chat = None if tokenizer is None else _chat(folder, tokenizer, config, eos)
+    chat = None if tokenizer is None else open_chat(folder, tokenizer, config, eos)
     network = load_model(folder, config, device=place.device, dtype=place.dtype, progress=shown)
     return Gemma(
         network,
@@ -81,8 +81,12 @@ def _optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _eos(settings: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[int, ...]:
-    """Ids that end an answer: the generation config's, else the config's; null is no answer."""
+def end_marks(settings: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[int, ...]:
+    """Ids that end an answer: the generation config's, else the config's; null is no answer.
+
+    Raises:
+        CheckpointError: something else than ids stands there.
+    """
     text = raw.get("text_config") or {}
     for source in (settings, raw, text):
         value = source.get("eos_token_id")
@@ -95,7 +99,15 @@ def _eos(settings: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[int, ...]
     return ()
 
 
-def _chat(folder: Path, tokenizer: Tokenizer, config: ModelConfig, eos: tuple[int, ...]) -> Chat:
+def open_chat(
+    folder: Path, tokenizer: Tokenizer, config: ModelConfig, eos: tuple[int, ...]
+) -> Chat:
+    """The words of a checkpoint.
+
+    Raises:
+        CheckpointError: tokenizer, image processor and network do not belong together.
+        ConfigError: an image processor that is not built.
+    """
     if tokenizer.size > config.vocab_size:
         raise CheckpointError(
             f"the tokenizer in {folder} has {tokenizer.size} tokens, the network "

@@ -88,9 +88,7 @@ def _settings(chat: Chat | None, config: ModelConfig) -> ImageSettings:
     if chat is not None or config.vision is None:
         return ImageSettings() if chat is None else chat.settings
     tower = config.vision
-    return ImageSettings(
-        patch_size=tower.patch_size, pooling_kernel_size=tower.pooling_kernel_size
-    )
+    return ImageSettings(patch_size=tower.patch_size, pooling_kernel_size=tower.pooling_kernel_size)
 
 
 def _ids(prompt: Any, asked: Asked, settings: ImageSettings) -> tuple[list[int], list[Patches]]:
