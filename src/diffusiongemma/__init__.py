@@ -44,8 +44,19 @@ _HOME = {
     "load": "engine.open",
 }
 __all__ = [
-    *("Ask", "Committed", "DiffusionGemmaError", "EntropyBound", "Finished", "Gemma", "Patches"),
-    *("Readout", "Refined", "Reply", "SamplerConfig", "Stats", "load"),
+    "Ask",
+    "Committed",
+    "DiffusionGemmaError",
+    "EntropyBound",
+    "Finished",
+    "Gemma",
+    "Patches",
+    "Readout",
+    "Refined",
+    "Reply",
+    "SamplerConfig",
+    "Stats",
+    "load",
 ]
 
 

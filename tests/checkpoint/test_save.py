@@ -43,9 +43,8 @@ def model(written: Path) -> DiffusionGemma:
 def _theirs(folder: Path) -> Any:
     from transformers import DiffusionGemmaForBlockDiffusion
 
-    model, report = DiffusionGemmaForBlockDiffusion.from_pretrained(
-        folder, output_loading_info=True
-    )
+    kind: Any = DiffusionGemmaForBlockDiffusion
+    model, report = kind.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
     return aligned(model.eval())
 
