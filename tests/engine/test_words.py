@@ -167,7 +167,12 @@ def test_long_prompts_are_read_in_chunks_around_images(speaks_words: Gemma, monk
             "belong into its mess",
         ),
         ("hi", {"images": ["/nowhere.png"]}, InputError, "nowhere.png"),
-        ("hi", {"images": [Image.new("L", (9, 9))], "image_tokens": 71}, OptionError, "70, 140, 280"),
+        (
+            "hi",
+            {"images": [Image.new("L", (9, 9))], "image_tokens": 71},
+            OptionError,
+            "70, 140, 280",
+        ),
         ("hi", {"stop": "word"}, OptionError, "stop must be a list"),
     ],
 )
