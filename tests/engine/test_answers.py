@@ -244,7 +244,7 @@ def test_images_for_a_checkpoint_that_speaks_ids(speaks_ids: dg.Gemma) -> None:
     options = {"images": [picture], "image_tokens": 70, "max_new_tokens": 8} | QUICK
     reply = speaks_ids.generate([5, *[mark] * 64, 6], **options)
     assert reply.stats.prompt_tokens == 66
-    with pytest.raises(InputError, match="3 image placeholder tokens, but its 1 image.* make 64"):
+    with pytest.raises(InputError, match=r"3 image placeholder tokens, but its 1 image.* make 64"):
         speaks_ids.generate([5, mark, mark, mark], **options)
 
 
