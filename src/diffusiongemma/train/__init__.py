@@ -1,0 +1,1 @@
+"""Learning: examples in, a checkpoint out."""

@@ -1,0 +1,1 @@
+"""Measuring quality: tasks with exact scores, run on an opened checkpoint."""

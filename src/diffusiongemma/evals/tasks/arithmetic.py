@@ -1,0 +1,43 @@
+"""Sums and differences of whole numbers up to four digits.
+
+Lengths are drawn before digits, so that short numbers are as frequent as long ones.
+"""
+
+import random
+
+from diffusiongemma.evals.task import Problem
+
+
+def _number(dice: random.Random) -> int:
+    digits = dice.randint(1, 4)
+    return dice.randint(10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1)
+
+
+class Addition:
+    """`What is 348 + 1290?`"""
+
+    name = "addition"
+
+    def make(self, dice: random.Random) -> Problem:
+        """Two numbers of one to four digits each."""
+        one, other = _number(dice), _number(dice)
+        return Problem(f"What is {one} + {other}?", str(one + other))
+
+    def right(self, problem: Problem, text: str) -> bool:
+        """The number and nothing else."""
+        return text.strip() == problem.answer
+
+
+class Subtraction:
+    """`What is 348 - 1290?`; the answer may be negative."""
+
+    name = "subtraction"
+
+    def make(self, dice: random.Random) -> Problem:
+        """Two numbers of one to four digits each."""
+        one, other = _number(dice), _number(dice)
+        return Problem(f"What is {one} - {other}?", str(one - other))
+
+    def right(self, problem: Problem, text: str) -> bool:
+        """The number and nothing else."""
+        return text.strip() == problem.answer

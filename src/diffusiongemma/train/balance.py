@@ -1,0 +1,64 @@
+"""How evenly the experts are used: a loss that keeps them so, and a report that says it.
+
+The routers are watched through forward hooks; the network does not know.
+"""
+
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from diffusiongemma.kernels.linear import linear
+from diffusiongemma.kernels.norm_rope import rms_norm
+from diffusiongemma.model.experts import Router
+from diffusiongemma.model.model import DiffusionGemma
+
+
+class Watch:
+    """Watches all routers while it is open."""
+
+    def __init__(self, model: DiffusionGemma) -> None:
+        self._routers = [module for module in model.modules() if isinstance(module, Router)]
+        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> "Watch":
+        self._hooks = [router.register_forward_hook(self._note) for router in self._routers]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _note(self, router: Router, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        if torch.is_grad_enabled():
+            normed = rms_norm(inputs[0], None, router.eps) * router.scale
+            scores = linear(normed * router.scale.shape[0] ** -0.5, router.weight)
+            self._seen.append((scores.float().softmax(-1), output[0]))
+
+    def balance(self) -> Tensor:
+        """E * sum over experts of (share of tokens) * (mean probability); 1 if all are even.
+
+        Fedus et al. 2021 (Switch Transformers), equations 4 to 6, with top-k shares; mean over
+        layers.
+        """
+        terms = []
+        for probability_SE, expert_SG in self._seen:
+            count = probability_SE.shape[1]
+            share = torch.bincount(expert_SG.reshape(-1), minlength=count) / expert_SG.numel()
+            terms.append(count * (share * probability_SE.mean(0)).sum())
+        return torch.stack(terms).mean()
+
+    def shares(self) -> list[list[float]]:
+        """For each layer, the share of its routed tokens that each expert got; then forgets."""
+        found = [
+            (torch.bincount(e.reshape(-1), minlength=p.shape[1]) / e.numel()).tolist()
+            for p, e in self._seen
+        ]
+        self._seen.clear()
+        return found

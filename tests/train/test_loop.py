@@ -1,0 +1,148 @@
+"""A resumed run is the unbroken run, and a killed one leaves a checkpoint that loads."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import diffusiongemma
+from diffusiongemma.core.errors import CheckpointError, InputError, OptionError
+from diffusiongemma.train.config import TrainConfig
+from diffusiongemma.train.data import Example, pack
+from diffusiongemma.train.loop import DivergedError, train
+from diffusiongemma.train.optim import rate
+from diffusiongemma.train.resume import checkpoints
+from train_toy import CONFIG, source, toy
+
+
+def _run(folder: Path, config: TrainConfig, **options) -> torch.Tensor:
+    model = toy()
+    train(model, options.pop("source", source), config, folder, eos=1, pad=0, **options)
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_a_resumed_run_is_the_unbroken_run(tmp_path: Path) -> None:
+    """Bitwise: weights, averages, log."""
+    whole = _run(tmp_path / "whole", CONFIG)
+
+    class BrokenOffError(Exception):
+        pass
+
+    def interrupt(line: dict) -> None:
+        if line["step"] == 5:
+            raise BrokenOffError
+
+    with pytest.raises(BrokenOffError):
+        _run(tmp_path / "broken", CONFIG, report=interrupt)
+    assert [path.name for path in checkpoints(tmp_path / "broken")] == ["step-00000004"]
+    resumed = _run(tmp_path / "broken", CONFIG)
+    assert torch.equal(whole, resumed)
+    lines = [
+        {
+            json.loads(line)["step"]: json.loads(line)["loss"]
+            for line in file.read_text().splitlines()
+        }
+        for file in (tmp_path / "whole/metrics.jsonl", tmp_path / "broken/metrics.jsonl")
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_ctrl_c_keeps_the_last_whole_step(tmp_path: Path) -> None:
+    whole = _run(tmp_path / "whole", CONFIG)
+
+    def pulled(number: int) -> Example:
+        if number == 6 * CONFIG.batch and not (tmp_path / "again").exists():
+            (tmp_path / "again").touch()
+            raise KeyboardInterrupt
+        return source(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path / "broken", CONFIG, source=pulled)
+    assert [path.name for path in checkpoints(tmp_path / "broken")] == ["step-00000006"]
+    assert torch.equal(_run(tmp_path / "broken", CONFIG, source=pulled), whole)
+
+
+def test_kill_9_never_leaves_a_checkpoint_that_does_not_load(tmp_path: Path) -> None:
+    """Killed again and again while it saves at every step, it still arrives."""
+    script = (
+        "from pathlib import Path; import sys, dataclasses, train_toy; "
+        "from diffusiongemma.train.loop import train; "
+        "config = dataclasses.replace(train_toy.CONFIG, steps=40, save_every=1); "
+        "train(train_toy.toy(), train_toy.source, config, Path(sys.argv[1]), eos=1, pad=0)"
+    )
+    paths = [str(Path(diffusiongemma.__file__).parents[1]), str(Path(__file__).parents[1])]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    dice = random.Random(0)
+    for turn in range(4):
+        process = subprocess.Popen(command, env=env)
+        started = (tmp_path / "metrics.jsonl").stat().st_size if turn else 0
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            log = tmp_path / "metrics.jsonl"
+            if log.exists() and log.stat().st_size > started:
+                break
+            time.sleep(0.02)
+        time.sleep(dice.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, env=env, check=True)
+    assert checkpoints(tmp_path)[-1].name == "step-00000040"
+    assert not list(tmp_path.glob(".step-*"))
+
+
+def test_another_run_s_checkpoint_is_refused(tmp_path: Path) -> None:
+    _run(tmp_path, CONFIG)
+    import dataclasses
+
+    with pytest.raises(CheckpointError, match=r"of a run with other settings \(\{'lr': 0.003\}\)"):
+        _run(tmp_path, dataclasses.replace(CONFIG, lr=1e-4))
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    _run(tmp_path, CONFIG)
+    file = checkpoints(tmp_path)[-1] / "state.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"step-00000008 cannot be read .*; remove it"):
+        _run(tmp_path, CONFIG)
+
+
+def test_divergence_stops_the_run(tmp_path: Path) -> None:
+    import dataclasses
+
+    config = dataclasses.replace(CONFIG, lr=1e30, warmup=1)
+    with pytest.raises(DivergedError, match="lower lr or lengthen warmup"):
+        _run(tmp_path, config)
+
+
+def test_the_rate_warms_up_and_falls() -> None:
+    config = TrainConfig(steps=100, warmup=10, lr=1.0, lr_end=0.1)
+    rates = [rate(step, config) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.1) and rates[9:] == sorted(rates[9:], reverse=True)
+
+
+def test_packing_fills_with_the_end_mark_and_pads() -> None:
+    batch = pack([Example([7, 8], [9, 9, 9, 9, 5]), Example([6], [4, 5])], width=4, eos=1, pad=0)
+    assert batch.clean_BT.tolist() == [
+        [7, 8, 9, 9, 9, 9, 5, 1, 1, 1],
+        [6, 4, 5, 1, 1, 0, 0, 0, 0, 0],
+    ]
+    assert batch.canvas_BK.tolist() == [[True, True], [True, False]]
+    assert batch.canvases()[0].tolist() == [[9, 9, 9, 9], [5, 1, 1, 1]]
+
+
+def test_bad_input_says_what_got_do() -> None:
+    with pytest.raises(InputError, match="needs a prompt and an answer of at least one token"):
+        pack([Example([7], [])], width=4, eos=1, pad=0)
+    with pytest.raises(OptionError, match="steps must be at least 1, got 0"):
+        TrainConfig(steps=0)
+    with pytest.raises(OptionError, match=r"ema must lie in 0 to 1, got 1.5"):
+        TrainConfig(steps=1, ema=1.5)
