@@ -157,6 +157,17 @@ def test_a_rule_of_one_s_own_decides_what_is_accepted(speaks_ids: dg.Gemma) -> N
     assert not any(step.step.accepted_BL.any() for step in steps)
 
 
+def test_a_rule_that_answers_wrongly_is_told_so(speaks_ids: dg.Gemma) -> None:
+    class Floats:
+        def __call__(self, readout: dg.Readout):
+            return readout.entropy_BL
+
+    with pytest.raises(
+        OptionError, match=r"bool tensor of shape \(1, 8\).*got \(1, 8\) of torch.fl"
+    ):
+        speaks_ids.generate(PROMPT, seed=1, rule=Floats(), **QUICK)
+
+
 def test_the_stats_add_up(speaks_ids: dg.Gemma) -> None:
     stats = speaks_ids.generate(PROMPT, seed=3, max_new_tokens=20, **QUICK).stats
     assert stats.prompt_tokens == 7 and stats.new_tokens == 20 and stats.steps == (4, 4, 4)
@@ -206,6 +217,8 @@ def test_a_loop_is_noticed(tokens: list[int], loops: bool) -> None:
         ),
         (PROMPT, {"think": True}, OptionError, "think has no meaning"),
         (PROMPT, {"stop": ["a"]}, OptionError, "stop needs a tokenizer"),
+        (PROMPT, {"seed": -1}, OptionError, "a seed must be a whole number from 0 to"),
+        (PROMPT, {"seed": 2**64}, OptionError, "a seed must be a whole number from 0"),
         (PROMPT, {"cnavas_length": 8}, OptionError, "did you mean 'canvas_length'"),
         (
             PROMPT,
@@ -251,6 +264,8 @@ def test_images_for_a_checkpoint_that_speaks_ids(speaks_ids: dg.Gemma) -> None:
 def test_many_seeds_need_as_many_prompts(speaks_ids: dg.Gemma) -> None:
     with pytest.raises(OptionError, match="2 seeds were given for 1 prompts"):
         speaks_ids.generate_many([PROMPT], seed=[1, 2])
+    with pytest.raises(InputError, match="must be a list of prompts, got one text"):
+        speaks_ids.generate_many("hi")
     assert speaks_ids.generate_many([]) == []
 
 
@@ -270,7 +285,7 @@ for prompt, options in ((3.5, {}), ([5], {"seed": 1.5}), ([5], {"max_new_tokens"
     run = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     said = run.stdout.splitlines()
     assert said[0].startswith("this checkpoint has no tokenizer.json, so a prompt must be a list")
-    assert said[1] == "a seed must be a whole number, got 1.5"
+    assert said[1] == "a seed must be a whole number from 0 to 2**64 - 1, got 1.5"
     assert said[2] == "max_new_tokens must be a whole number of at least 1, got 'many'"
 
 

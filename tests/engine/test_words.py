@@ -173,7 +173,7 @@ def test_long_prompts_are_read_in_chunks_around_images(speaks_words: Gemma, monk
             OptionError,
             "70, 140, 280",
         ),
-        ("hi", {"stop": "word"}, OptionError, "stop must be a list"),
+        ("hi", {"stop": ["word", ""]}, OptionError, "stop must be a list"),
     ],
 )
 def test_bad_requests_say_what_got_do(speaks_words, prompt, options, error, message: str) -> None:

@@ -34,12 +34,14 @@ class Checkup:
         facts: what was found.
         problems: why it would not open; empty if it would.
         weight_bytes: of all weights; 0 if unknown.
+        stored: the format that config.json names; None if unknown.
     """
 
     def __init__(self, model: str, revision: str | None = None) -> None:
         self.facts: dict[str, Any] = {}
         self.problems: list[str] = []
         self.weight_bytes = 0
+        self.stored: str | None = None
         folder = self._try(hub.find, model, revision=revision, offline=True, progress=False)
         if folder is None:
             return
@@ -48,6 +50,7 @@ class Checkup:
         config = None if raw is None else self._try(from_hf, raw)
         if config is not None:
             self.facts |= _architecture(config)
+            self.stored = config.dtype
         self._weights(folder, config)
         settings = folder / "generation_config.json"
         given = self._try(read_json, settings) if settings.exists() else {}

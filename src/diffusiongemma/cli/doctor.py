@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         "software": machine.software(),
         "processor": machine.processor(),
         "gpus": gpus,
-        "a run would use": {"device and format": choose(None, None, "bfloat16").reason},
+        "released checkpoint": {"device and format": choose(None, None, "bfloat16").reason},
         "kernels": machine.backends(),
         f"fits {machine.RELEASED}": machine.fit(machine.RELEASED_BYTES, gpus),
         "hub": machine.hub(),
@@ -48,9 +48,12 @@ def run(args: argparse.Namespace) -> int:
 def _checkpoint(report: dict[str, Any], args: argparse.Namespace, gpus: Any) -> list[str]:
     from diffusiongemma.cli import machine
     from diffusiongemma.cli.checkup import Checkup
+    from diffusiongemma.core.device import choose
 
     seen = Checkup(args.model, args.revision)
     opens = "no" if seen.problems else "yes"
+    if seen.stored is not None:
+        seen.facts["device and format"] = choose(None, None, seen.stored).reason
     report["checkpoint"] = seen.facts | {"opens": opens, "problems": seen.problems}
     if seen.weight_bytes:
         report["fits this checkpoint"] = machine.fit(seen.weight_bytes, gpus)

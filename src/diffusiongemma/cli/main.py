@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    # Threads that spin while they wait bring a busy machine to its knees: two runs on two cores
+    # took 29 s each, and 2.2 s with this. It has to be said before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -53,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
+    words = ["--help"] if words == ["help"] else words
     verb = words.pop(0) if words and words[0] in VERBS else VERBS[0]
     module = importlib.import_module(f"diffusiongemma.cli.{verb}")
     return module.run(module.parser().parse(words))

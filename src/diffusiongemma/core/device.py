@@ -28,7 +28,9 @@ class Device:
     reason: str
 
 
-def choose(device: str | None, dtype: str | None, stored: str) -> Device:
+def choose(
+    device: str | torch.device | None, dtype: str | torch.dtype | None, stored: str
+) -> Device:
     """Settle where and in which format to compute.
 
     Args:
@@ -40,14 +42,14 @@ def choose(device: str | None, dtype: str | None, stored: str) -> Device:
         DeviceError: the device is not there, or the format is none of `DTYPES`.
     """
     place, why = _device(device)
-    name = dtype or stored
+    name = str(dtype or stored).removeprefix("torch.")
     if name not in DTYPES:
-        raise DeviceError(unknown_name("dtype", str(name), DTYPES))
+        raise DeviceError(unknown_name("dtype", name, DTYPES))
     source = "asked for" if dtype else "as the checkpoint stores it"
     return Device(place, DTYPES[name], f"{place}: {why}; {name}: {source}")
 
 
-def _device(asked: str | None) -> tuple[torch.device, str]:
+def _device(asked: str | torch.device | None) -> tuple[torch.device, str]:
     if asked is None:
         if torch.cuda.is_available():
             return torch.device("cuda:0"), f"found {torch.cuda.get_device_name(0)}"

@@ -140,19 +140,11 @@ class Chat:
         if guard:
             turns = guards.mark(turns, self.tokenizer.control)
             declared = guards.mark(declared, self.tokenizer.control)
-        if self.template is None:
-            text = self._without_template(turns, declared, think)
-        else:
-            text = self.template.render(
-                {
-                    **self.names,
-                    "messages": turns,
-                    "tools": declared,
-                    "documents": None,
-                    "add_generation_prompt": True,
-                    "enable_thinking": think,
-                }
-            )
+        text = self._write(turns, declared, think)
+        if think and text == self._write(turns, declared, False):
+            raise InputError("this checkpoint's chat template knows no thinking; leave think out")
+        if declared and text == self._write(turns, None, think):
+            raise InputError("this checkpoint's chat template knows no tools; leave tools out")
         budget = self.settings.max_soft_tokens if image_tokens is None else image_tokens
         shown = [self._look(medium, files, budget) for medium in media]
         pieces = guards.split(text) if guard else [(text, True)]
@@ -166,6 +158,20 @@ class Chat:
         """What a reply says: thought, text, tool calls. Read up to the first end token."""
         return parse(ids, self.tokenizer, self.ids.eos_token_id)
 
+    def _write(self, turns: list[dict[str, Any]], tools: Any, think: bool) -> str:
+        if self.template is None:
+            return self._without_template(turns, tools, think)
+        return self.template.render(
+            {
+                **self.names,
+                "messages": turns,
+                "tools": tools,
+                "documents": None,
+                "add_generation_prompt": True,
+                "enable_thinking": think,
+            }
+        )
+
     def _without_template(self, turns: list[dict[str, Any]], tools: Any, think: bool) -> str:
         """One question as plain text, for checkpoints that were not taught to chat."""
         roles = [turn["role"] for turn in turns]
@@ -173,7 +179,7 @@ class Chat:
             raise InputError(
                 "this checkpoint has no chat template, so it takes one user message (and one "
                 f"system message before it) without tools or thinking; got roles "
-                f"{', '.join(roles)}; add a chat_template.jinja to its folder."
+                f"{', '.join(roles)}; add a chat_template.jinja to its folder"
             )
         image = self._image_name() or ""
         texts = [
@@ -195,7 +201,7 @@ class Chat:
         if None in ids or self._image_name() is None:
             raise InputError(
                 f"a message holds {'an image' if medium.kind == 'image' else 'a video'}, and this "
-                "checkpoint takes none; leave it out, or load a checkpoint with a vision tower."
+                "checkpoint takes none; leave it out, or load a checkpoint with a vision tower"
             )
         from diffusiongemma.dialog import images, video
 
@@ -225,7 +231,7 @@ class Chat:
             raise InputError(
                 f"the rendered prompt has places for {count} images and the messages hold "
                 f"{len(shown)}; put images where the chat template takes them, and do not write "
-                f"'{name}' in a text."
+                f"'{name}' in a text"
             )
         views = iter(shown)
         for text, special in pieces:

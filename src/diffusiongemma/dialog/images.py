@@ -53,7 +53,7 @@ def load(source: Any, *, files: bool = True) -> Image.Image:
     except Exception as error:  # damaged files make Pillow's plugins raise almost anything
         raise InputError(
             f"{name} is damaged or cut short ({error}); open it in an image editor and save it "
-            "again."
+            "again"
         ) from error
 
 
@@ -64,7 +64,7 @@ def open_image(source: Any, *, files: bool = True) -> tuple[Image.Image, str]:
     )
     width, height = image.size
     if width < 1 or height < 1:
-        raise InputError(f"{name} has no pixels ({width}x{height}); pass one of at least 1x1.")
+        raise InputError(f"{name} has no pixels ({width}x{height}); pass one of at least 1x1")
     if width * height > MAX_PIXELS:
         raise InputError(_too_large(name, f"{width}x{height} pixels"))
     return image, name
@@ -102,7 +102,7 @@ def patches(
     """
     if soft_tokens not in BUDGETS:
         raise OptionError(
-            f"soft_tokens must be one of {', '.join(map(str, BUDGETS))}, got {soft_tokens!r}."
+            f"soft_tokens must be one of {', '.join(map(str, BUDGETS))}, got {soft_tokens!r}"
         )
     image = to_rgb(image)
     width, height = _fit(*image.size, side=patch_size * pooling, soft_tokens=soft_tokens)
@@ -139,17 +139,17 @@ def _read(source: Any, files: bool) -> tuple[Image.Image, str]:
     if isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
         raise InputError(
             f"'{_short(source)}' is a web address, and this package fetches nothing from the "
-            "network; pass a file or its bytes."
+            "network; pass a file or its bytes"
         )
     if not isinstance(source, str | Path):
         raise InputError(
             f"an image must be a path, bytes, a PIL image or a data: URI, "
-            f"got {type(source).__name__}."
+            f"got {type(source).__name__}"
         )
     if not files:
         raise InputError(
             f"'{_short(str(source))}' is a path, and files are not opened here; send the image "
-            "as a data: URI."
+            "as a data: URI"
         )
     return _open(io.BytesIO(_content(Path(source))), f"'{_short(str(source))}'")
 
@@ -162,7 +162,7 @@ def _content(path: Path) -> bytes:
                 return path.read_bytes()
             raise InputError(
                 f"image '{_short(str(path))}' has {path.stat().st_size} bytes, more than the "
-                f"{MAX_BYTES} that are read here; make it smaller first."
+                f"{MAX_BYTES} that are read here; make it smaller first"
             )
         got = "a folder" if path.is_dir() else "no such file"
     except InputError:
@@ -171,7 +171,7 @@ def _content(path: Path) -> bytes:
         got = getattr(error, "strerror", None) or str(error)
     raise InputError(
         f"image '{_short(str(path))}' cannot be opened: {got}; check the path and the working "
-        "directory."
+        "directory"
     )
 
 
@@ -185,24 +185,22 @@ def _open(file: io.BytesIO, name: str) -> tuple[Image.Image, str]:
     except UnidentifiedImageError as error:
         raise InputError(
             f"{name} is not an image of a format read here ({', '.join(formats)}); convert it to "
-            "PNG or JPEG."
+            "PNG or JPEG"
         ) from error
     except Exception as error:  # as above: a broken header can raise anything
-        raise InputError(f"{name} cannot be read ({error}); check the file.") from error
+        raise InputError(f"{name} cannot be read ({error}); check the file") from error
 
 
 def _data_uri(uri: str) -> bytes:
     head, comma, body = uri.partition(",")
     if not comma or not head.lower().endswith(";base64"):
         raise InputError(
-            f"data: URI '{_short(head)}' is not in base64; write data:image/png;base64,<...>."
+            f"data: URI '{_short(head)}' is not in base64; write data:image/png;base64,<...>"
         )
     try:
         return base64.b64decode("".join(body.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InputError(
-            f"the data: URI is not valid base64 ({error}); encode it again."
-        ) from error
+        raise InputError(f"the data: URI is not valid base64 ({error}); encode it again") from error
 
 
 def _too_large(name: str, got: str) -> str:

@@ -57,19 +57,19 @@ def flatten(messages: Any) -> tuple[list[dict[str, Any]], list[Media]]:
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
         raise InputError(
             "messages must be a list of {'role': ..., 'content': ...}, "
-            f"got {type(messages).__name__}."
+            f"got {type(messages).__name__}"
         )
     media: list[Media] = []
     turns = [_turn(m, f"message {n}", media) for n, m in enumerate(messages, start=1)]
     if not turns:
-        raise InputError("there are no messages; pass at least one of role 'user'.")
+        raise InputError("there are no messages; pass at least one of role 'user'")
     return turns, media
 
 
 def plain(value: Any, where: str, depth: int = 0) -> Any:
     """A copy made of JSON values only, so that a template is never handed a live object."""
     if depth > _MAX_DEPTH:
-        raise InputError(f"{where} is nested deeper than {_MAX_DEPTH} levels; flatten it.")
+        raise InputError(f"{where} is nested deeper than {_MAX_DEPTH} levels; flatten it")
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, str):
@@ -80,14 +80,14 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
         return [plain(item, where, depth + 1) for item in value]
     raise InputError(
         f"{where} holds a value of type {type(value).__name__}; use texts, numbers, lists and "
-        "dictionaries."
+        "dictionaries"
     )
 
 
 def _turn(message: Any, where: str, media: list[Media]) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise InputError(
-            f"{where} must be {{'role': ..., 'content': ...}}, got {type(message).__name__}."
+            f"{where} must be {{'role': ..., 'content': ...}}, got {type(message).__name__}"
         )
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
@@ -104,7 +104,7 @@ def _turn(message: Any, where: str, media: list[Media]) -> dict[str, Any]:
     turn["content"] = content
     calls = check_calls(message["tool_calls"], where) if message.get("tool_calls") else []
     if message.get("content") is None and not calls and not message.get("tool_responses"):
-        raise InputError(f"{where} has no content; give a text or a list of parts.")
+        raise InputError(f"{where} has no content; give a text or a list of parts")
     for key in _KEYS - {"role", "content", "tool_calls", *_THOUGHTS}:
         if message.get(key) is not None:
             turn[key] = plain(message[key], where)
@@ -127,7 +127,7 @@ def _content(content: Any, where: str, media: list[Media]) -> Any:
         return str.__str__(content)
     if not isinstance(content, list | tuple):
         raise InputError(
-            f"{where}: content must be a text or a list of parts, got {type(content).__name__}."
+            f"{where}: content must be a text or a list of parts, got {type(content).__name__}"
         )
     return [_part(p, f"{where}, part {n}", media) for n, p in enumerate(content, start=1)]
 
@@ -139,7 +139,7 @@ def _part(part: Any, where: str, media: list[Media]) -> dict[str, Any]:
     if not isinstance(part, Mapping) or kind not in _PART_KEYS:
         raise InputError(
             f"{where} must be {{'type': 'text' | 'image' | 'image_url' | 'video', ...}}, got "
-            f"{f'type {kind!r}' if isinstance(part, Mapping) else type(part).__name__}."
+            f"{f'type {kind!r}' if isinstance(part, Mapping) else type(part).__name__}"
         )
     for key, value in part.items():
         if key not in _PART_KEYS[kind] and value is not None:
@@ -147,7 +147,7 @@ def _part(part: Any, where: str, media: list[Media]) -> dict[str, Any]:
     if kind == "text":
         if not isinstance(part.get("text"), str):
             raise InputError(
-                f"{where}: 'text' must be a text, got {type(part.get('text')).__name__}."
+                f"{where}: 'text' must be a text, got {type(part.get('text')).__name__}"
             )
         return {"type": "text", "text": str.__str__(part["text"])}
     media.append(_medium(kind, part, where))
@@ -159,12 +159,12 @@ def _medium(kind: str, part: Mapping[str, Any], where: str) -> Media:
         given = {key: value for key, value in part.items() if value is not None}
         if ("video" in given) == ("frames" in given):
             raise InputError(
-                f"{where}: a video needs either 'video' or 'frames'; give one of the two."
+                f"{where}: a video needs either 'video' or 'frames'; give one of the two"
             )
         if "video" in given and given.keys() & {"fps", "timestamps"}:
             raise InputError(
                 f"{where}: 'fps' and 'timestamps' belong to 'frames'; a file is sampled at one "
-                "frame per second, so leave them out."
+                "frame per second, so leave them out"
             )
         return Media("video", given)
     source = part.get(kind)
@@ -175,10 +175,8 @@ def _medium(kind: str, part: Mapping[str, Any], where: str) -> Media:
             raise InputError(
                 f"{where}: only data: URIs are taken as 'image_url', since this package fetches "
                 "nothing from the network; pass a data: URI, or {'type': 'image', 'image': a file "
-                "or bytes}."
+                "or bytes}"
             )
     if source is None:
-        raise InputError(
-            f"{where} has no '{kind}'; give a path, bytes, a PIL image or a data: URI."
-        )
+        raise InputError(f"{where} has no '{kind}'; give a path, bytes, a PIL image or a data: URI")
     return Media("image", source)

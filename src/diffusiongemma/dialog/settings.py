@@ -43,11 +43,11 @@ class ImageSettings:
         for name in ("patch_size", "pooling_kernel_size"):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= 256:
-                raise ConfigError(f"{name} must be a whole number from 1 to 256, got {value!r}.")
+                raise ConfigError(f"{name} must be a whole number from 1 to 256, got {value!r}")
         if self.max_soft_tokens not in BUDGETS:
             raise ConfigError(
                 f"max_soft_tokens must be one of {', '.join(map(str, BUDGETS))}, "
-                f"got {self.max_soft_tokens!r}."
+                f"got {self.max_soft_tokens!r}"
             )
 
     @classmethod
@@ -68,7 +68,7 @@ class ImageSettings:
             return usual or cls()
         if not isinstance(data, dict):
             raise ConfigError(
-                f"the image processor of {path} is not an object; fetch its files again."
+                f"the image processor of {path} is not an object; fetch its files again"
             )
         for name, fixed in _FIXED.items():
             if data.get(name, fixed) not in (fixed, None):
@@ -92,9 +92,9 @@ def read_json(file: Path) -> dict[str, Any] | None:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not JSON ({error}); fetch the file again.") from error
+        raise CheckpointError(f"{file} is not JSON ({error}); fetch the file again") from error
     if not isinstance(data, dict):
         raise CheckpointError(
-            f"{file} holds {type(data).__name__} and not an object; fetch the file again."
+            f"{file} holds {type(data).__name__} and not an object; fetch the file again"
         )
     return data

@@ -33,7 +33,7 @@ class TextStream:
         self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, special: bool = False
     ) -> None:
         if isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop):
-            raise OptionError(f"stop must be a list of texts, none of them empty, got {stop!r}.")
+            raise OptionError(f"stop must be a list of texts, none of them empty, got {stop!r}")
         self.stopped: str | None = None
         self._tokenizer = tokenizer
         self._stop = tuple(stop)

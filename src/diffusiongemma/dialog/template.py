@@ -66,11 +66,11 @@ class Template:
         except TemplateSyntaxError as error:
             raise CheckpointError(
                 f"{name} is not a jinja template (line {error.lineno}: {error.message}); fetch "
-                "the file again."
+                "the file again"
             ) from error
         except (RecursionError, TemplateError, SyntaxError) as error:
             raise CheckpointError(
-                f"{name} cannot be compiled ({error}); fetch the file again."
+                f"{name} cannot be compiled ({error}); fetch the file again"
             ) from error
 
     def render(self, variables: Mapping[str, Any]) -> str:
@@ -93,16 +93,16 @@ class Template:
         except SecurityError as error:
             raise CheckpointError(
                 f"{self.name} tries what a template may not ({error}); do not use this checkpoint "
-                "unless you trust its source."
+                "unless you trust its source"
             ) from error
         except _TooMuchError as error:
             raise InputError(
-                f"{self.name} was stopped at {error}; shorten the messages, or check the template."
+                f"{self.name} was stopped at {error}; shorten the messages, or check the template"
             ) from error
         except Exception as error:  # a template can raise anything that an expression can
             raise InputError(
                 f"{self.name} fails on these messages ({type(error).__name__}: {error}); check "
-                "their roles and parts."
+                "their roles and parts"
             ) from error
         return "".join(pieces)
 
@@ -118,7 +118,7 @@ def find_template(path: Path) -> Template | None:
             return Template(file.read_text(encoding="utf-8"), str(file))
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(
-                f"{file} cannot be read ({error}); fetch the file again."
+                f"{file} cannot be read ({error}); fetch the file again"
             ) from error
     file = Path(path) / "tokenizer_config.json"
     found = (read_json(file) or {}).get("chat_template")
@@ -129,13 +129,13 @@ def find_template(path: Path) -> Template | None:
         if "default" not in named:
             raise CheckpointError(
                 f"{file} names the chat templates {sorted(map(str, named))} and none is called "
-                "'default'; put the one to use into chat_template.jinja."
+                "'default'; put the one to use into chat_template.jinja"
             )
         found = named["default"]
     if not isinstance(found, str):
         raise CheckpointError(
             f"chat_template in {file} is {type(found).__name__} and not a text; fetch the file "
-            "again."
+            "again"
         )
     return Template(found, f"the chat template in {file}")
 

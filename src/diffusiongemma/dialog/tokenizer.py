@@ -57,7 +57,7 @@ class Tokenizer:
         except Exception as error:  # the library raises a bare Exception
             raise CheckpointError(
                 f"{file} is not a tokenizer that the tokenizers library can read ({error}); "
-                "fetch the file again."
+                "fetch the file again"
             ) from error
 
     @property
@@ -105,7 +105,7 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise InputError(
                 f"a text holds a lone surrogate at character {error.start}, which is no Unicode "
-                "character; decode its source as UTF-8 before passing it."
+                "character; decode its source as UTF-8 before passing it"
             ) from error
         backend = self._backend if special else self._without_control()
         return list(backend.encode(text, add_special_tokens=False).ids)
@@ -128,7 +128,7 @@ class Tokenizer:
         except OverflowError as error:
             wrong = next(number for number in kept if not 0 <= number < 2**32)
             raise InputError(
-                f"token id {wrong} is not in the vocabulary; pass ids from 0 to {self.size - 1}."
+                f"token id {wrong} is not in the vocabulary; pass ids from 0 to {self.size - 1}"
             ) from error
 
     def _without_control(self) -> tokenizers.Tokenizer:

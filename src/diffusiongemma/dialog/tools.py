@@ -190,7 +190,7 @@ def check_tools(tools: Any) -> list[dict[str, Any]] | None:
     if tools is None:
         return None
     if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Iterable):
-        raise InputError(f"tools must be a list of declarations, got {type(tools).__name__}.")
+        raise InputError(f"tools must be a list of declarations, got {type(tools).__name__}")
     return [_check_tool(tool, number) for number, tool in enumerate(tools, start=1)] or None
 
 
@@ -223,7 +223,7 @@ def check_calls(calls: Any, where: str) -> list[dict[str, Any]]:
     Takes `ToolCall` objects, or OpenAI's dictionaries whose arguments may be a JSON text.
     """
     if not isinstance(calls, list | tuple):
-        raise InputError(f"{where}: 'tool_calls' must be a list, got {type(calls).__name__}.")
+        raise InputError(f"{where}: 'tool_calls' must be a list, got {type(calls).__name__}")
     return [_check_call(call, where) for call in calls]
 
 
@@ -235,7 +235,7 @@ def _check_call(call: Any, where: str) -> dict[str, Any]:
         raise InputError(
             f"{where}: a tool call must be "
             "{'function': {'name': ..., 'arguments': {...}}}, "
-            f"got {call!r:.80}."
+            f"got {call!r:.80}"
         )
     arguments = function.get("arguments")
     if isinstance(arguments, str):
@@ -244,13 +244,13 @@ def _check_call(call: Any, where: str) -> dict[str, Any]:
         except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{where}: arguments of tool call '{function['name']}' are not JSON ({error}); "
-                "pass an object or its JSON text."
+                "pass an object or its JSON text"
             ) from error
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, Mapping):
         raise InputError(
             f"{where}: arguments of tool call '{function['name']}' must be an object, "
-            f"got {type(arguments).__name__}."
+            f"got {type(arguments).__name__}"
         )
     return {**call, "type": "function", "function": {**function, "arguments": dict(arguments)}}

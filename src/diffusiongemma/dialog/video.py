@@ -39,12 +39,12 @@ def frames(part: Mapping[str, Any], *, files: bool = True) -> list[tuple[float, 
     pictures = part.get("frames")
     if not isinstance(pictures, Sequence) or isinstance(pictures, str | bytes) or not pictures:
         raise InputError(
-            "a video part has neither 'video' nor a list of 'frames'; give one of the two."
+            "a video part has neither 'video' nor a list of 'frames'; give one of the two"
         )
     if len(pictures) > MAX_FRAMES:
         raise InputError(
             f"a video has {len(pictures)} frames and the model takes at most {MAX_FRAMES}; choose "
-            "one frame per second, and give 'timestamps' if they are not 1 second apart."
+            "one frame per second, and give 'timestamps' if they are not 1 second apart"
         )
     return list(
         zip(_times(part, len(pictures)), [load(p, files=files) for p in pictures], strict=True)
@@ -59,18 +59,18 @@ def stamp(seconds: float) -> str:
 def _times(part: Mapping[str, Any], count: int) -> list[float]:
     given, fps = part.get("timestamps"), part.get("fps")
     if given is not None and fps is not None:
-        raise InputError("a video part has both 'timestamps' and 'fps'; give one of the two.")
+        raise InputError("a video part has both 'timestamps' and 'fps'; give one of the two")
     if given is None:
         if fps is None:
             fps = 1
         if not _number(fps) or fps <= 0:
-            raise InputError(f"'fps' of a video must be a number above 0, got {fps!r}.")
+            raise InputError(f"'fps' of a video must be a number above 0, got {fps!r}")
         return [index / fps for index in range(count)]
     if not isinstance(given, list | tuple) or len(given) != count:
         got = len(given) if isinstance(given, list | tuple) else type(given).__name__
-        raise InputError(f"a video has {count} frames and 'timestamps' {got}; give one per frame.")
+        raise InputError(f"a video has {count} frames and 'timestamps' {got}; give one per frame")
     if not all(_number(t) and t >= 0 for t in given) or list(given) != sorted(given):
-        raise InputError("'timestamps' of a video must be seconds from 0 up, in rising order.")
+        raise InputError("'timestamps' of a video must be seconds from 0 up, in rising order")
     return [float(t) for t in given]
 
 
@@ -84,14 +84,14 @@ def _from_file(source: Any, files: bool) -> list[tuple[float, Image.Image]]:
     except InputError as error:
         raise InputError(
             f"{error} As a video, only animated GIF, WebP and PNG are read; for others pass "
-            "'frames'."
+            "'frames'"
         ) from error
     try:
         stored = getattr(image, "n_frames", 1)
         if stored > _MAX_STORED or stored * image.width * image.height > MAX_FRAMES * MAX_PIXELS:
             raise InputError(
                 f"{name} has {stored} frames of {image.width}x{image.height}, too much to decode; "
-                "pass one frame per second as 'frames'."
+                "pass one frame per second as 'frames'"
             )
         starts, length = _starts(image)
         wanted = _sample(length)
@@ -105,7 +105,7 @@ def _from_file(source: Any, files: bool) -> list[tuple[float, Image.Image]]:
     except InputError:
         raise
     except Exception as error:  # damaged files make Pillow's plugins raise almost anything
-        raise InputError(f"{name} is damaged or cut short ({error}); save it again.") from error
+        raise InputError(f"{name} is damaged or cut short ({error}); save it again") from error
 
 
 def _starts(image: Image.Image) -> tuple[list[float], float]:

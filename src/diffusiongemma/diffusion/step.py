@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from diffusiongemma.core.errors import OptionError
 from diffusiongemma.diffusion.accept import AcceptRule, EntropyBound
 from diffusiongemma.diffusion.config import SamplerConfig
 from diffusiongemma.diffusion.stop import Progress, stable, sure
@@ -55,7 +56,7 @@ def refine(
         rule: which positions to accept; the entropy bound of `config` if none is given.
     """
     rule = rule or EntropyBound(config.entropy_bound)
-    accepted_BL = rule(readout)
+    accepted_BL = _asked(rule, readout)
     seen_BL = progress.best_BL >= 0
     revised_BL = seen_BL & (readout.best_BL != progress.best_BL)
     progress = progress.advance(readout.best_BL)
@@ -70,4 +71,19 @@ def refine(
         entropy_BL=readout.entropy_BL,
         done_B=done_B,
         progress=progress,
+    )
+
+
+def _asked(rule: AcceptRule, readout: Readout) -> Tensor:
+    """The rule's answer, checked: rules are written by users."""
+    accepted = rule(readout)
+    shape = readout.best_BL.shape
+    if isinstance(accepted, Tensor) and accepted.dtype == torch.bool and accepted.shape == shape:
+        return accepted
+    got = type(accepted).__name__
+    if isinstance(accepted, Tensor):
+        got = f"{tuple(accepted.shape)} of {accepted.dtype}"
+    raise OptionError(
+        f"a rule must give a bool tensor of shape {tuple(shape)}, True where the sample is kept, "
+        f"got {got}"
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffusiongemma.checkpoint.save import save_model
 from diffusiongemma.core.device import Device
-from diffusiongemma.core.errors import OptionError
+from diffusiongemma.core.errors import InputError, OptionError
 from diffusiongemma.dialog.chat import Chat
 from diffusiongemma.diffusion.accept import AcceptRule
 from diffusiongemma.diffusion.config import SamplerConfig
@@ -82,12 +82,16 @@ class Gemma:
         self.eos, self.device, self.folder = eos, device, folder
         self._ban = Ban(banned, device.device)
 
+    def __repr__(self) -> str:
+        count = sum(weight.numel() for weight in self.model.parameters())
+        return f"Gemma({str(self.folder)!r}, {count:,} parameters, {self.device.reason})"
+
     def generate(
         self,
         prompt: Text | Messages | Ids,
         *,
         seed: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         rule: AcceptRule | None = None,
         **options: Any,
     ) -> Reply:
@@ -96,7 +100,7 @@ class Gemma:
         Args:
             prompt: a text, a list of messages, or token ids.
             seed: the same seed gives the same answer; drawn at random if not given, and reported.
-            stop: texts that end the answer and are not part of it.
+            stop: a text, or several, that end the answer and are not part of it.
             rule: which positions a step accepts, instead of the entropy bound.
             **options: `system`, `images`, `image_tokens`, `think`, `tools`, `guard` (see
                 `engine.prompt.Asked`) and every field of `SamplerConfig`.
@@ -115,7 +119,7 @@ class Gemma:
         prompt: Text | Messages | Ids,
         *,
         seed: int | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         rule: AcceptRule | None = None,
         **options: Any,
     ) -> Iterator[Event]:
@@ -149,7 +153,7 @@ class Gemma:
         prompts: Sequence[Text | Messages | Ids],
         *,
         seed: int | Sequence[int] | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         rule: AcceptRule | None = None,
         **options: Any,
     ) -> list[Reply]:
@@ -162,6 +166,8 @@ class Gemma:
             rule: as in `generate`.
             **options: as in `generate`, the same for all.
         """
+        if isinstance(prompts, str):
+            raise InputError("prompts must be a list of prompts, got one text; use generate")
         seeds = _seeds(seed, len(prompts))
         requests = [
             self._request(prompt, one, stop, rule, None, options)
@@ -205,7 +211,7 @@ class Gemma:
         self,
         prompt: Text | Messages | Ids,
         seed: int | None,
-        stop: Sequence[str],
+        stop: str | Sequence[str],
         rule: AcceptRule | None,
         ask: Ask | None,
         options: dict[str, Any],
@@ -215,8 +221,11 @@ class Gemma:
         reading = {name: options[name] for name in Asked.__slots__ if name in options}
         sampling = {name: value for name, value in options.items() if name not in reading}
         config = self.sampler.with_options(**sampling)
+        stop = (stop,) if isinstance(stop, str) else stop
         if stop and self.chat is None:
             raise OptionError("stop needs a tokenizer, and this checkpoint has none")
+        if rule is not None and not callable(rule):
+            raise OptionError(f"a rule must be callable with a Readout, got {rule!r}")
         spoken = Spoken(None if self.chat is None else self.chat.tokenizer, stop)
         ids, images = read(prompt, Asked(**reading), self.chat, self.model.config)
         with torch.no_grad():
@@ -304,6 +313,7 @@ def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
     if len(seeds) != count:
         raise OptionError(f"{len(seeds)} seeds were given for {count} prompts")
     for one in seeds:
-        if isinstance(one, bool) or not isinstance(one, int):
-            raise OptionError(f"a seed must be a whole number, got {one!r}")
+        whole = isinstance(one, int) and not isinstance(one, bool)
+        if not whole or not 0 <= one < 2**64:
+            raise OptionError(f"a seed must be a whole number from 0 to 2**64 - 1, got {one!r}")
     return seeds

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from diffusiongemma.checkpoint import hub
 from diffusiongemma.checkpoint.config import from_hf
 from diffusiongemma.checkpoint.load import load_model, read_json
@@ -27,8 +29,8 @@ _PLACEHOLDERS = (
 def load(
     model: str | os.PathLike[str] | None = None,
     *,
-    device: str | None = None,
-    dtype: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
     revision: str | None = None,
     token: str | None = None,
     offline: bool | None = None,

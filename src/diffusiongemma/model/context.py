@@ -217,6 +217,9 @@ class Context:
         ]
         return cls(made, device)
 
+    def __repr__(self) -> str:
+        return f"Context(lengths={self.lengths}, room={self.room})"
+
     @property
     def lengths(self) -> list[int]:
         """Tokens of each row, on the host."""
