@@ -157,10 +157,11 @@ def test_the_file_of_the_checkpoint_is_honoured_and_null_is_the_default() -> Non
         ({"max_denoising_steps": 0}, "max_denoising_steps must be a whole number of at least 1"),
         ({"max_denoising_steps": 2.5}, "max_denoising_steps must be a whole number"),
         ({"max_new_tokens": True}, "max_new_tokens must be a whole number"),
-        ({"entropy_bound": -0.1}, "entropy_bound must be a number 0 or above, got -0.1"),
-        ({"t_max": math.nan}, "t_max must be a number above 0, got nan"),
-        ({"t_max": math.inf}, "t_max must be a number above 0, got inf"),
-        ({"t_max": 0.0, "t_min": 0.0}, "t_max must be a number above 0"),
+        ({"entropy_bound": -0.1}, "entropy_bound must be a number from 0 to 1e6, got -0.1"),
+        ({"t_max": math.nan}, "t_max must be a number from 0.001 to 1e6, got nan"),
+        ({"t_max": math.inf}, "t_max must be a number from 0.001 to 1e6, got inf"),
+        ({"t_max": 1e-38, "t_min": 0.0}, "t_max must be a number from 0.001"),
+        ({"stability_threshold": 10**30}, r"must be a whole number below 2\*\*31, got 1000"),
         ({"t_max": 0.3}, "t_max must not be below t_min, got 0.3 < 0.4"),
         ({"confidence_threshold": "low"}, "confidence_threshold must be a number"),
     ],
@@ -171,5 +172,7 @@ def test_bad_options_say_what_got_do(options, message: str) -> None:
 
 
 def test_an_unknown_sampler_is_refused() -> None:
+    with pytest.raises(OptionError, match="sampler_config must be an object, got 'x'"):
+        SamplerConfig.from_generation_config({"sampler_config": "x"})
     with pytest.raises(OptionError, match="sampler 'Magic'; only EntropyBoundSamplerConfig"):
         SamplerConfig.from_generation_config({"sampler_config": {"_cls_name": "Magic"}})

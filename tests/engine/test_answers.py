@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import diffusiongemma as dg
-from diffusiongemma.core.errors import InputError, OptionError
+from diffusiongemma.core.errors import CheckpointError, InputError, OptionError
 
 QUICK = {"max_denoising_steps": 4}
 PROMPT = [5, 6, 7, 8, 9, 10, 11]
@@ -239,6 +239,14 @@ def test_a_loop_is_noticed(tokens: list[int], loops: bool) -> None:
 def test_bad_requests_say_what_got_do(speaks_ids, prompt, options, error, message: str) -> None:
     with pytest.raises(error, match=message):
         speaks_ids.generate(prompt, **options)
+
+
+def test_a_damaged_checkpoint_says_so_at_the_first_step(ids_folder) -> None:
+    broken = dg.load(ids_folder)
+    broken.model.norm.weight.data = broken.model.norm.weight.data.clone()
+    broken.model.norm.weight.data[3] = float("nan")
+    with pytest.raises(CheckpointError, match="predictions are not numbers at step 1 of canvas 0"):
+        broken.generate(PROMPT, seed=1)
 
 
 def test_bad_requests_fail_before_the_first_event(speaks_ids: dg.Gemma) -> None:

@@ -3,18 +3,26 @@
 The network runs as always; a shaper on its logits makes the wanted token certain at each place.
 """
 
+import json
 import shutil
 from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import diffusiongemma as dg
 from diffusiongemma.core.errors import CheckpointError, InputError, OptionError
+from diffusiongemma.dialog.reply import parse
+from diffusiongemma.dialog.tokenizer import Tokenizer
 from diffusiongemma.engine.gemma import Gemma
+from diffusiongemma.engine.spoken import Spoken
+from toys_words import FIRST_BYTE
 
 CANVAS = 16
+NAMES = ("config.json", "generation_config.json")
 
 
 class Dictation:
@@ -98,6 +106,44 @@ def test_a_stop_string_across_two_canvases(speaks_words: Gemma, stop: str) -> No
     assert reply.text == expected and reply.finish_reason == "stop"
     assert "".join(e.text for e in events if isinstance(e, dg.Committed)) == expected
     assert len(reply.tokens) == len(expected) == reply.stats.new_tokens
+
+
+def test_what_was_thought_and_called_before_a_stop_is_kept(speaks_words: Gemma) -> None:
+    said = "<|channel>thought\nhm<channel|>well<|tool_call>call:f{a:1}<tool_call|>END, more"
+    reply, _ = dictated(speaks_words, said, stop="END")
+    assert (reply.thought, reply.text) == ("hm", "well")
+    assert [call.name for call in reply.tool_calls] == ["f"]
+    assert speaks_words.chat is not None
+    whole = speaks_words.chat.tokenizer.encode(said)
+    assert list(reply.tokens) == whole[: len(whole) - len("END, more")]
+
+
+def test_a_stopped_row_is_not_drafted_any_further(speaks_words: Gemma, monkeypatch) -> None:
+    calls = []
+    denoise = speaks_words.model.denoise
+    monkeypatch.setattr(speaks_words.model, "denoise", lambda *a: calls.append(1) or denoise(*a))
+    options = {"seed": 1, "max_denoising_steps": 2, "max_new_tokens": 320}
+    first = speaks_words.generate("hello", **options).text[:1]
+    calls.clear()
+    (reply,) = speaks_words.generate_many(["hello"], stop=first, **options)
+    assert reply.finish_reason == "stop" and len(calls) == sum(reply.stats.steps)
+
+
+@given(st.lists(st.integers(0, 299) | st.sampled_from([7, 8]), max_size=60))
+@example([FIRST_BYTE + 0xE2, 8, FIRST_BYTE + 0xBE, FIRST_BYTE + 0xA4])  # a mark inside a character
+@settings(max_examples=200, deadline=None)
+def test_the_stream_and_the_reply_say_the_same(words_folder, ids: list[int]) -> None:
+    """Any tokens, marks in the middle of a character too; malformed tool calls aside."""
+    tokenizer = Tokenizer.from_folder(words_folder)
+    assert tokenizer is not None
+    calls = {tokenizer.id("<|tool_call>"), tokenizer.id("<tool_call|>")}
+    ends = {tokenizer.id("<turn|>"), tokenizer.id("<|tool_response>")}
+    ids = [number for number in ids if number not in calls | ends]
+    spoken = Spoken(tokenizer)
+    for place in range(0, len(ids), 7):
+        spoken.push(ids[place : place + 7])
+    spoken.finish()
+    assert spoken.text == parse(ids, tokenizer).text
 
 
 def test_a_character_across_two_canvases_comes_whole(speaks_words: Gemma) -> None:
@@ -192,4 +238,9 @@ def test_saved_and_opened_again_it_is_the_same(speaks_words: Gemma, tmp_path) ->
     again = dg.load(speaks_words.save(tmp_path / "copy"))
     options = {"seed": 4, "max_new_tokens": 20, "max_denoising_steps": 3}
     assert again.generate("hello", **options).text == speaks_words.generate("hello", **options).text
+    files = [json.loads((again.folder / name).read_text()) for name in NAMES]
+    before = [json.loads((speaks_words.folder / name).read_text()) for name in NAMES]
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        assert files[0]["text_config"][name] == before[0]["text_config"][name]
+    assert files[1]["transformers_version"] == before[1]["transformers_version"]
     assert again.sampler == speaks_words.sampler and again.eos == speaks_words.eos

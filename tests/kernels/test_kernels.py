@@ -19,13 +19,21 @@ def dice(seed: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 7, 9, 11, 17, 27, 40])
-def test_linear_rows_do_not_depend_on_their_number(rows: int, threads: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(96, 80), (66, 8), (33, 7), (64, 12), (1408, 1408), (128, 128)]
+)
+def test_linear_rows_do_not_depend_on_their_number(inputs, outputs, dtype, threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        x, weight = torch.randn(64, 96, generator=dice()), torch.randn(80, 96, generator=dice(1))
-        assert torch.equal(linear(x[:rows], weight), linear(x, weight)[:rows])
+        x = torch.randn(64, inputs, generator=dice()).to(dtype)
+        weight = torch.randn(outputs, inputs, generator=dice(1)).to(dtype)
+        whole = linear(x, weight)
+        for rows in (1, 2, 3, 4, 5, 7, 9, 11, 12, 17, 27, 28, 40, 48):
+            for start in (0, 1, 7, 16):
+                part = slice(start, start + rows)
+                assert torch.equal(linear(x[part], weight), whole[part])
     finally:
         torch.set_num_threads(before)
 

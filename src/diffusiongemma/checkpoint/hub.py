@@ -54,7 +54,10 @@ def find(
         OptionError: an option that has no meaning here.
     """
     text = os.fspath(model)
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(f"'{text}' names the home of an unknown user; check it") from error
     if text and path.exists():
         if revision is not None:
             raise OptionError(f"the folder {path} has no revision '{revision}'; omit revision")

@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ def save_model(
     folder: str | os.PathLike[str],
     *,
     extra: dict[str, Any] | None = None,
+    keys: Mapping[str, Any] | None = None,
     copy: tuple[Path, ...] = (),
     shard_bytes: int = 4_900_000_000,
     overwrite: bool = False,
@@ -43,6 +44,7 @@ def save_model(
         model: the network.
         folder: where to; it must not exist, or be empty, unless `overwrite`.
         extra: further JSON files, name to content, such as `generation_config.json`.
+        keys: keys for config.json that the network does not decide, such as special ids.
         copy: files to copy beside, such as the tokenizer.
         shard_bytes: the most that one file may hold; a single larger tensor gets a file of its own.
         overwrite: replace a checkpoint that is there, with all that its folder holds. It may be
@@ -56,7 +58,7 @@ def save_model(
         ConfigError: no config.json can describe the network.
     """
     dtype = str(model.dtype).removeprefix("torch.")
-    config = to_hf(dataclasses.replace(model.config, dtype=dtype))
+    config = _merged(to_hf(dataclasses.replace(model.config, dtype=dtype)), keys or {})
     target = _free(folder, overwrite)
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
@@ -155,3 +157,13 @@ def _swap(scratch: Path, target: Path) -> None:
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _merged(config: dict[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with more keys, sections within sections; its own values stand."""
+    for name, value in keys.items():
+        if isinstance(value, Mapping) and isinstance(config.get(name), dict):
+            _merged(config[name], value)
+        elif name not in config:
+            config[name] = value
+    return config

@@ -4,11 +4,10 @@ Knows how a report is laid out. Facts come from `machine` and `checkup`.
 """
 
 import argparse
-import json
 from typing import Any
 
 from diffusiongemma.cli.options import Parser, add_model
-from diffusiongemma.cli.screen import printable
+from diffusiongemma.cli.screen import as_json, printable
 
 USAGE = "diffusiongemma doctor [-m FOLDER] [--json]"
 ABOUT = "Say what this machine can run and why; with -m, also whether a checkpoint opens."
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         "hub": machine.hub(),
     }
     problems = _checkpoint(report, args, gpus) if args.model is not None else []
-    print(json.dumps(report, ensure_ascii=False, indent=2) if args.json else _text(report))
+    print(as_json(report, indent=2) if args.json else _text(report))
     return 2 if problems else 0
 
 

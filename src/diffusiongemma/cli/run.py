@@ -7,11 +7,13 @@ import argparse
 import json
 import os
 import re
+import select
 import stat
 import sys
 from typing import Any
 
 from diffusiongemma.cli.options import Parser, add_model, add_sampling, check_sampling, whole
+from diffusiongemma.cli.screen import as_json
 from diffusiongemma.core.errors import InputError, OptionError
 from diffusiongemma.dialog.settings import BUDGETS
 
@@ -71,6 +73,8 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Answer."""
+    if sys.stdout is None:
+        raise InputError("standard output is closed, and the answer has nowhere to go")
     check_sampling(args.sampling)
     if args.image_tokens is not None and not args.image:
         raise OptionError("--image-tokens has no meaning without a picture; add -i, or omit it")
@@ -107,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     show = Show(gemma, speaks_ids=speaks_ids, think=args.think, live=not args.json)
     reply = show.follow(events)
     if args.json:
-        print(json.dumps(document(reply, gemma, args.model), ensure_ascii=False))
+        print(as_json(document(reply, gemma, args.model)))
     else:
         show.finish(reply)
     return 0
@@ -117,7 +121,10 @@ def _prompt(args: argparse.Namespace) -> str:
     """What was written and what was piped in, with a blank line between them."""
     parts = [] if args.prompt in (None, "-") else [args.prompt]
     if args.prompt == "-" or _is_piped():
+        if sys.stdin is None:
+            raise InputError("standard input is closed; write the prompt in quotes, without '-'")
         try:
+            _say_if_waiting()
             parts.append(sys.stdin.read().rstrip("\n"))
         except UnicodeDecodeError as error:
             raise InputError(
@@ -130,6 +137,19 @@ def _prompt(args: argparse.Namespace) -> str:
             "there is no prompt; write one in quotes or pipe one in, see diffusiongemma --help"
         )
     return text
+
+
+def _say_if_waiting() -> None:
+    """A pipe that nobody closes would otherwise look like a model that thinks."""
+    try:
+        ready, _, _ = select.select([sys.stdin], [], [], 2.0)
+    except (OSError, ValueError):  # not something that can be waited for: it is ready
+        return
+    if not ready:
+        print(
+            "reading the prompt from standard input; </dev/null on the command line gives none",
+            file=sys.stderr,
+        )
 
 
 def _is_piped() -> bool:

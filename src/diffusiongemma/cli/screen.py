@@ -4,6 +4,7 @@ Knows two streams and a few control sequences; knows no model. Where a stream is
 control sequence is ever sent to it.
 """
 
+import json
 import os
 import re
 import shutil
@@ -103,3 +104,9 @@ def _moved(column: int, text: str, width: int) -> int:
 
 def _is_terminal(stream: Any) -> bool:
     return stream is not None and stream.isatty()
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """JSON that standard output can carry: escapes for letters that its encoding lacks."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "")
+    return json.dumps(value, ensure_ascii=encoding != "utf8", indent=indent)

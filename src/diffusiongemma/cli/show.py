@@ -3,12 +3,11 @@
 Knows events and replies. How a terminal is steered is `screen`'s business.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from diffusiongemma.cli.screen import Screen
+from diffusiongemma.cli.screen import Screen, as_json
 from diffusiongemma.engine.events import Committed, Event, Finished, Refined
 from diffusiongemma.engine.gemma import Gemma
 from diffusiongemma.engine.reply import Reply, Stats
@@ -53,7 +52,7 @@ class Show:
     def finish(self, reply: Reply) -> None:
         """What is left to print at the end: all of it where nothing was live."""
         text = " ".join(map(str, reply.tokens)) if self._speaks_ids else reply.text
-        calls = [json.dumps(asdict(call), ensure_ascii=False) for call in reply.tool_calls]
+        calls = [as_json(asdict(call)) for call in reply.tool_calls]
         if not self._live:
             print("\n".join([text, *calls] if text or not calls else calls))
         else:

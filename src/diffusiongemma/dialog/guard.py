@@ -15,18 +15,32 @@ _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 def mark(value: Any, tokens: Iterable[str]) -> Any:
     """A copy of JSON values in which every control token that a text spells is marked."""
     longest_first = sorted(tokens, key=len, reverse=True)
-    return _mark(value, re.compile("|".join(map(re.escape, longest_first)) or "(?!)"))
+    whole = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    starts = {token[:n] for token in longest_first for n in range(1, len(token))}
+    return _mark(value, whole, frozenset(starts))
 
 
-def _mark(value: Any, pattern: re.Pattern[str]) -> Any:
+def _mark(value: Any, whole: re.Pattern[str], starts: frozenset[str]) -> Any:
     if isinstance(value, str):
         clean = value.replace(_OPEN, "").replace(_CLOSE, "")
-        return pattern.sub(lambda match: f"{_OPEN}{match[0]}{_CLOSE}", clean)
+        return _fence(whole.sub(lambda match: f"{_OPEN}{match[0]}{_CLOSE}", clean), starts)
     if isinstance(value, dict):
-        return {_mark(key, pattern): _mark(item, pattern) for key, item in value.items()}
+        return {_mark(k, whole, starts): _mark(v, whole, starts) for k, v in value.items()}
     if isinstance(value, list):
-        return [_mark(item, pattern) for item in value]
+        return [_mark(item, whole, starts) for item in value]
     return value
+
+
+def _fence(text: str, starts: frozenset[str]) -> str:
+    """A lone mark after an end that begins a token, which the next text might complete.
+
+    Before the white space at the end, as templates trim that away.
+    """
+    bare = text.rstrip()
+    longest = max(map(len, starts), default=0)
+    if any(bare[-n:] in starts for n in range(1, min(longest, len(bare)) + 1)):
+        return bare + _CLOSE + text[len(bare) :]
+    return text
 
 
 def split(rendered: str) -> list[tuple[str, bool]]:

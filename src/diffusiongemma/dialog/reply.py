@@ -43,11 +43,17 @@ def parse(ids: Iterable[int], tokenizer: Tokenizer, ends: Collection[int] = ()) 
         ends: ids that end a turn, beside `<turn|>` and `<|tool_response>`.
     """
     thoughts: list[str] = []
-    texts: list[str] = []
+    # Tokens on both sides of an aside are decoded together, as a stream decodes them: a character
+    # may have bytes on both sides.
+    texts: list[list[int] | str] = [[]]
     calls: list[ToolCall] = []
     for kind, piece in _pieces(ids, tokenizer, ends):
         if kind == "text":
-            texts.append(tokenizer.decode(piece))
+            before = texts[-1]
+            if isinstance(before, list):
+                before += piece
+            else:
+                texts.append(piece)
         elif kind == "thought":
             thoughts.append(_thought(tokenizer.decode(piece)))
         else:
@@ -57,7 +63,7 @@ def parse(ids: Iterable[int], tokenizer: Tokenizer, ends: Collection[int] = ()) 
                 calls.append(call)
             else:  # no call after all: its words stay, its marks go
                 texts.append(body.replace(QUOTE, '"'))
-    text = "".join(texts)
+    text = "".join(t if isinstance(t, str) else tokenizer.decode(t) for t in texts)
     if calls and not text.strip():
         text = ""
     return Parsed("\n".join(filter(None, thoughts)) or None, text, calls)

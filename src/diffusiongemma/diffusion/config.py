@@ -70,6 +70,8 @@ class SamplerConfig:
             OptionError: a value that cannot be honoured.
         """
         sampler = raw.get("sampler_config") or {}
+        if not isinstance(sampler, Mapping):
+            raise OptionError(f"sampler_config must be an object, got {sampler!r}")
         kind = sampler.get("_cls_name", "EntropyBoundSamplerConfig")
         if kind != "EntropyBoundSamplerConfig":
             raise OptionError(
@@ -109,13 +111,14 @@ def _check(name: str, value: Any) -> None:
     if value is None and name in _OPTIONAL:
         return
     if name in _LEAST:
-        if isinstance(value, bool) or not isinstance(value, int) or value < _LEAST[name]:
-            least = _LEAST[name]
+        least = _LEAST[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise OptionError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if value >= 2**31:
+            raise OptionError(f"{name} must be a whole number below 2**31, got {value}")
         return
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    positive = name == "t_max"
+    least = 0.001 if name == "t_max" else 0  # logits of 30 have to stay numbers when divided by it
     # The comparison refuses not-a-number and infinity too.
-    if not (0 < number < 1e6 if positive else 0 <= number < 1e6):
-        least = "above 0" if positive else "0 or above"
-        raise OptionError(f"{name} must be a number {least}, got {value!r}")
+    if not least <= number < 1e6:
+        raise OptionError(f"{name} must be a number from {least} to 1e6, got {value!r}")

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffusiongemma.core.errors import InputError
+from diffusiongemma.core.errors import CheckpointError, InputError
 from diffusiongemma.diffusion.accept import AcceptRule
 from diffusiongemma.diffusion.config import SamplerConfig
 from diffusiongemma.diffusion.noise import INITIAL_STEP, Purpose, random_tokens, uniform
@@ -160,6 +160,12 @@ class Draft:
     def take(self, hidden_BLD: Tensor, readout: Readout) -> DraftStep:
         """Take in what the network said of `canvas_BL`, and move on by one step."""
         config = self.recipe.config
+        if not bool(readout.entropy_BL.isfinite().all()):
+            raise CheckpointError(
+                f"the network's predictions are not numbers at step {self.number} of canvas "
+                f"{self.canvas}: its weights are damaged, or {hidden_BLD.dtype} is too narrow for "
+                "them; fetch them again, or open with dtype float32"
+            )
         noise_BL = self._noise(self.number)
         step = refine(readout, noise_BL, config, self.progress, self.recipe.rule)
         self.revisions += int(step.revised_BL.sum())

@@ -7,8 +7,8 @@ hands every step to a researcher. One prompt goes through the plain loop of `dif
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from diffusiongemma.checkpoint.save import save_model
 from diffusiongemma.core.device import Device
 from diffusiongemma.core.errors import InputError, OptionError
+from diffusiongemma.core.patches import Patches
 from diffusiongemma.dialog.chat import Chat
 from diffusiongemma.diffusion.accept import AcceptRule
 from diffusiongemma.diffusion.config import SamplerConfig
@@ -42,6 +43,19 @@ class Ban:
     def __call__(self, logits_LV: Tensor) -> Tensor:
         """Give the banned tokens no probability."""
         return logits_LV.index_fill(-1, self.ids, BANNED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What a checkpoint's files say that this package does not use, and a copy must say too.
+
+    Attributes:
+        generation: the parsed `generation_config.json`.
+        config: keys of `config.json`, as nested objects.
+    """
+
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +91,10 @@ class Gemma:
         banned: Sequence[int],
         device: Device,
         folder: Path,
+        kept: Kept | None = None,
     ) -> None:
         self.model, self.chat, self.sampler = model, chat, sampler
+        self._kept = kept or Kept()
         self.eos, self.device, self.folder = eos, device, folder
         self._ban = Ban(banned, device.device)
 
@@ -168,6 +184,7 @@ class Gemma:
         """
         if isinstance(prompts, str):
             raise InputError("prompts must be a list of prompts, got one text; use generate")
+        prompts = list(prompts)
         seeds = _seeds(seed, len(prompts))
         requests = [
             self._request(prompt, one, stop, rule, None, options)
@@ -176,17 +193,17 @@ class Gemma:
         if not requests:
             return []
         commits: list[list[Commit]] = [[] for _ in requests]
-        replies: list[Reply | None] = [None] * len(requests)
+        replies: dict[int, Reply] = {}
         inputs = [request.inputs for request in requests]
         recipes = [request.recipe for request in requests]
         with torch.no_grad():
-            for row, item in answer_many(self.model, inputs, recipes, PROMPT_CHUNK):
-                if isinstance(item, Commit) and replies[row] is None:
+            for row, item in answer_many(self.model, inputs, recipes, PROMPT_CHUNK, replies):
+                if isinstance(item, Commit):
                     commits[row].append(item)
                     requests[row].spoken.push(item.tokens)
                     if item.reason or requests[row].spoken.stopped:
                         replies[row] = self._reply(requests[row], commits[row])
-        return [reply for reply in replies if reply is not None]
+        return [replies[row] for row in range(len(requests))]
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write a checkpoint folder that transformers opens too.
@@ -202,7 +219,12 @@ class Gemma:
         return save_model(
             self.model,
             folder,
-            extra={"generation_config.json": self.sampler.to_generation_config() | eos},
+            extra={
+                "generation_config.json": dict(self._kept.generation)
+                | self.sampler.to_generation_config()
+                | eos
+            },
+            keys=self._kept.config,
             copy=tuple(self.folder / name for name in files if (self.folder / name).is_file()),
             overwrite=overwrite,
         )
@@ -219,6 +241,7 @@ class Gemma:
         """Check everything before any work is done."""
         started = time.perf_counter()
         reading = {name: options[name] for name in Asked.__slots__ if name in options}
+        reading["images"] = _several(reading.get("images"))
         sampling = {name: value for name, value in options.items() if name not in reading}
         config = self.sampler.with_options(**sampling)
         stop = (stop,) if isinstance(stop, str) else stop
@@ -304,6 +327,14 @@ class Gemma:
                 seconds=time.perf_counter() - request.started,
             ),
         )
+
+
+def _several(images: Any) -> Sequence[Any]:
+    """Images as a sequence: none, one alone, or several."""
+    if images is None:
+        return ()
+    several = isinstance(images, list | tuple) and not isinstance(images, Patches)
+    return images if several else (images,)
 
 
 def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:

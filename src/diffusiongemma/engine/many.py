@@ -5,7 +5,7 @@ Rows may be at different canvases, steps and lengths. Each row gets exactly what
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import torch
 
@@ -42,7 +42,11 @@ class _Row:
 
 
 def answer_many(
-    model: DiffusionGemma, prompts: Sequence[Inputs], recipes: Sequence[Recipe], chunk: int
+    model: DiffusionGemma,
+    prompts: Sequence[Inputs],
+    recipes: Sequence[Recipe],
+    chunk: int,
+    ended: Container[int] = (),
 ) -> Iterator[tuple[int, DraftStep | Commit]]:
     """Answer every prompt.
 
@@ -51,6 +55,7 @@ def answer_many(
         prompts: embedded prompts, B = 1 each.
         recipes: one for each prompt.
         chunk: tokens of a prompt that are encoded in one pass.
+        ended: rows that whoever consumes this wants no more of; looked at before every pass.
 
     Yields:
         (row, step or commit), rows interleaved.
@@ -60,7 +65,7 @@ def answer_many(
         _Row(number, context.pick([number]), recipe, list(prompt.chunks(chunk)))
         for number, (prompt, recipe) in enumerate(zip(prompts, recipes, strict=True))
     ]
-    while waiting := [row for row in rows if not row.done]:
+    while waiting := [row for row in rows if not row.done and row.number not in ended]:
         _encode(model, context, [row for row in waiting if row.chunks])
         ready = [row for row in waiting if not row.chunks]
         for group in _alike(ready, model.device):

@@ -17,7 +17,7 @@ from diffusiongemma.dialog.chat import Chat, SpecialIds
 from diffusiongemma.dialog.settings import ImageSettings
 from diffusiongemma.dialog.tokenizer import Tokenizer
 from diffusiongemma.diffusion.config import SamplerConfig
-from diffusiongemma.engine.gemma import Gemma
+from diffusiongemma.engine.gemma import Gemma, Kept
 from diffusiongemma.model.config import ModelConfig
 
 # Marks that stand for pictures and sound. The model reads them; an answer never holds them.
@@ -76,11 +76,20 @@ def load(
         banned=_placeholders(config, tokenizer),
         device=place,
         folder=folder,
+        kept=Kept(generation=settings, config=_special_ids(raw)),
     )
 
 
 def _optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
+
+
+def _special_ids(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Special ids in `config.json`, which other readers want and this one does not."""
+    names = ("pad_token_id", "bos_token_id", "eos_token_id")
+    text = raw.get("text_config") or {}
+    top = {name: raw[name] for name in names if name in raw}
+    return top | {"text_config": {name: text[name] for name in names if name in text}}
 
 
 def end_marks(settings: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[int, ...]:

@@ -70,6 +70,8 @@ def read(
         )
         ids, images = list(rendered.ids), rendered.images
     _check(ids, config)
+    if asked.image_tokens is not None and not images:
+        raise OptionError("image_tokens has no meaning for a prompt without images; leave it out")
     return ids, images
 
 

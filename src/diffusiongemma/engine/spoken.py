@@ -37,7 +37,8 @@ class Spoken:
         if self._stream is None or self._stream.stopped is None:
             return self._count
         kept = self._stream.tokens_kept
-        return self._places[kept - 1] + 1 if kept else 0
+        # Up to the first token of the stop string, thoughts and calls before it included.
+        return self._places[kept] if kept < len(self._places) else self._count
 
     def push(self, tokens: Sequence[int]) -> str:
         """Take tokens; give the new text that is final."""

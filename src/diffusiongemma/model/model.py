@@ -172,13 +172,13 @@ class DiffusionGemma(nn.Module):
             ContextError: a row has no room, or an earlier encode of it was interrupted.
         """
         rows, tokens = inputs.span_BT.shape
-        lengths = [tokens] * rows if lengths_B is None else [int(n) for n in lengths_B.tolist()]
+        lengths = [tokens] * rows if lengths_B is None else _whole_numbers(lengths_B)
         self._check_encode(lengths, tokens, context)
         spans = [span[:n] for span, n in zip(inputs.span_BT, lengths, strict=True)]
         packed = [row[:n] for row, n in zip(inputs.embedded_BTD, lengths, strict=True)]
         through = Encode(self.config, context, spans)
-        for row in context.rows:
-            row.torn = True  # until every layer has written
+        for row, length in zip(context.rows, lengths, strict=True):
+            row.torn = length > 0  # until every layer has written
         hidden_SD = self.trunk(torch.cat(packed), through)
         through.finish()
         parts = hidden_SD.split(lengths)
@@ -207,8 +207,8 @@ class DiffusionGemma(nn.Module):
             InputError: shapes do not fit each other, or an id is out of range.
             ContextError: the canvas would pass the longest context.
         """
-        rows, width = canvas_BL.shape
         self._check_ids(canvas_BL)
+        rows, width = canvas_BL.shape
         self._check_denoise(canvas_BL, soft_BLD, context)
         embedded = self.embedding(canvas_BL).reshape(rows * width, -1)
         soft_SD = torch.zeros_like(embedded)
@@ -282,7 +282,12 @@ class DiffusionGemma(nn.Module):
         return torch.cat([self.vision(image) for image in moved])
 
     def _check_ids(self, ids: Int[Tensor, "B T"]) -> None:
-        if ids.device.type != "cpu" or ids.numel() == 0:
+        if ids.ndim != 2 or 0 in ids.shape or ids.is_floating_point() or ids.dtype == torch.bool:
+            raise InputError(
+                f"token ids must be whole numbers of shape (rows, tokens), not empty, got "
+                f"{tuple(ids.shape)} of {ids.dtype}"
+            )
+        if ids.device.type != "cpu":
             return  # a look at the values would stall a GPU; its doors check on the host
         low, high = (int(edge) for edge in ids.aminmax())
         if low < 0 or high >= self.config.vocab_size:
@@ -298,6 +303,8 @@ class DiffusionGemma(nn.Module):
             )
         if sum(lengths) == 0 or not all(0 <= n <= tokens for n in lengths):
             raise InputError(f"lengths must lie in 0 to {tokens}, not all of them 0, got {lengths}")
+        if len({id(row) for row in context.rows}) < len(context.rows):
+            raise ContextError("a context that holds a row twice can be read, not written")
         for number, (row, length) in enumerate(zip(context.rows, lengths, strict=True)):
             if row.torn:
                 raise ContextError(
@@ -328,3 +335,12 @@ class DiffusionGemma(nn.Module):
                     f"row {number} holds {row.length} tokens; a canvas of {width} would pass the "
                     f"longest context, {longest}"
                 )
+
+
+def _whole_numbers(lengths_B: Tensor) -> list[int]:
+    if lengths_B.ndim != 1 or lengths_B.is_floating_point():
+        raise InputError(
+            f"lengths must be whole numbers of shape (rows,), got {tuple(lengths_B.shape)} of "
+            f"{lengths_B.dtype}"
+        )
+    return lengths_B.tolist()
