@@ -2,16 +2,21 @@
 
 There is no trained model in this version yet, so a small random one is made on the spot, saved as a
 Hugging Face folder, and opened again. Its text means nothing; everything it passes through is real.
+
+    python examples/demo.py [FOLDER]        FOLDER keeps the model, for other commands to open
 """
 
 import json
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+# Threads that spin while they wait are slow on a busy machine; to be said before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import diffusiongemma as dg
 from diffusiongemma.checkpoint.save import save_model
@@ -41,9 +46,9 @@ def words(folder: Path) -> int:
     return tokenizer.get_vocab_size()
 
 
-def make(folder: Path) -> None:
+def make(scratch: Path, folder: Path) -> Path:
     """A random network of the real architecture: experts, both kinds of layers."""
-    source = folder / "words"
+    source = scratch / "words"
     source.mkdir()
     sliding = LayerConfig(sliding=True, head_dim=32, num_key_value_heads=2)
     full = LayerConfig(sliding=False, head_dim=64, num_key_value_heads=1)
@@ -56,7 +61,7 @@ def make(folder: Path) -> None:
     model = initialise(DiffusionGemma(config), seed=1)
     model.embedding.weight.data.mul_(2.5)  # so that it has opinions
     eos = {"generation_config.json": {"eos_token_id": [1, 4]}}
-    save_model(model, folder / "model", extra=eos, copy=tuple(source.iterdir()))
+    return save_model(model, folder, extra=eos, copy=tuple(source.iterdir()), overwrite=True)
 
 
 def show(gemma: dg.Gemma, event: dg.Refined, colour: bool) -> str:
@@ -73,14 +78,16 @@ def show(gemma: dg.Gemma, event: dg.Refined, colour: bool) -> str:
 def main() -> None:
     """Make, save, open, ask."""
     colour = sys.stdout.isatty()
+    kept = Path(sys.argv[1]) if len(sys.argv) > 1 else None
     with tempfile.TemporaryDirectory() as scratch:
         print("No trained model ships yet: this one is random, made here, and writes nonsense.")
         started = time.perf_counter()
-        make(Path(scratch))
-        gemma = dg.load(Path(scratch) / "model")
+        folder = make(Path(scratch), kept or Path(scratch) / "model")
+        gemma = dg.load(folder)
         count = sum(p.numel() for p in gemma.model.parameters())
         seconds = time.perf_counter() - started
         print(f"{count:,} parameters saved and opened in {seconds:.1f} s; {gemma.device.reason}")
+        print("Each line is the likeliest canvas of a step; kept: samples that stay; nats: doubt.")
         for prompt in PROMPTS:
             print(f"\n> {prompt}")
             stream = gemma.stream(prompt, seed=7, max_new_tokens=48, max_denoising_steps=8)
@@ -98,5 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     main()

@@ -54,7 +54,7 @@ TWENTY = [
     Toy(seed=16, layers="ssf", canvas=256, longest=2048),
     Toy(seed=17, layers="sffsf", window=9, standardize=False),
     Toy(seed=18, heads=8, kv=1, full_kv=4, experts=6, top=3),
-    Toy(seed=39, layers="ssf", window=2, canvas=12),
+    Toy(seed=79, layers="ssf", window=2, canvas=12),
     Toy(seed=20, layers="sssssfsssssf", hidden=32, heads=2, kv=1, canvas=16),
 ]
 

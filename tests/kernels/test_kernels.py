@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from diffusiongemma.kernels.attention import attend
 from diffusiongemma.kernels.experts import experts
+from diffusiongemma.kernels.gated import gated
 from diffusiongemma.kernels.linear import linear
 from diffusiongemma.kernels.norm_rope import frequencies, norm_rope, rms_norm, rotation
 from diffusiongemma.kernels.readout import BANNED, Ask, draw, readout
@@ -80,6 +81,24 @@ def test_experts_rows_do_not_depend_on_their_neighbours() -> None:
     for rows in (slice(0, 1), slice(3, 5), slice(10, 17), slice(0, 40, 3)):
         alone = experts(x[rows], number[rows], share[rows], gate_up, down)
         assert torch.equal(alone, together[rows])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", [8, 12, 96, 704])
+def test_the_activation_s_bits_do_not_depend_on_their_number(width, dtype, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        gate, up = (torch.randn(555, width, generator=dice(n)).to(dtype) for n in (1, 2))
+        whole = gated(gate, up)
+        for rows in (1, 3, 12, 99, 181, 300):
+            assert torch.equal(gated(gate[:rows].clone(), up[:rows]), whole[:rows])
+    finally:
+        torch.set_num_threads(before)
+    exact = torch.nn.functional.gelu(gate.double(), approximate="tanh").to(dtype) * up
+    close = 1e-5 if dtype == torch.float32 else 8e-3
+    torch.testing.assert_close(whole, exact, rtol=close, atol=1e-6)
 
 
 def test_rms_norm_in_float32_rounded_once() -> None:

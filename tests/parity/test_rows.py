@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusiongemma.model.model import Inputs
-from parity_oracle import Dice, Pair
+from parity_oracle import Dice, Encode, Pair, furthest, play_hf
 
 LENGTHS = (3, 41, 1, 18, 17)
 
@@ -119,8 +119,11 @@ def test_autoregressive_decoding_is_the_causal_pass(pair: Pair) -> None:
     said.append(model.logits(prompt[:, -1:]))
     for place in range(9, ids.shape[1]):
         said.append(model.logits(model.encode(model.embed(ids[:, place : place + 1]), context)))
-    difference = (torch.cat(said, dim=1) - whole[:, 8:]).abs().max()
-    assert difference <= 3e-4  # the same sums in another order; logits reach 30
+    # The same sums in another order: what transformers' two attention kernels differ by is allowed.
+    script = [Encode(ids)]
+    floor = furthest(play_hf(pair.sdpa, script), play_hf(pair.eager, script))
+    difference = float((torch.cat(said, dim=1) - whole[:, 8:]).abs().max())
+    assert difference <= max(3e-4, 2 * floor)
 
 
 @torch.no_grad()

@@ -9,10 +9,10 @@ Reference: tokens are sorted by expert and each expert multiplies its own group.
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffusiongemma.kernels.gated import gated
 from diffusiongemma.kernels.linear import linear
 
 
@@ -53,4 +53,4 @@ def experts(
 
 def _feed(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     gate, up = linear(x, gate_up).chunk(2, dim=-1)
-    return linear(F.gelu(gate, approximate="tanh") * up, down)
+    return linear(gated(gate, up), down)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from diffusiongemma.kernels.gated import gated
 from diffusiongemma.kernels.linear import linear
 from diffusiongemma.kernels.norm_rope import rms_norm
 
@@ -63,4 +64,4 @@ class FeedForward(nn.Module):
 
     def forward(self, x_SD: Float[Tensor, "S D"]) -> Float[Tensor, "S D"]:
         """Each row by itself."""
-        return self.down(F.gelu(self.gate(x_SD), approximate="tanh") * self.up(x_SD))
+        return self.down(gated(self.gate(x_SD), self.up(x_SD)))
