@@ -1,0 +1,53 @@
+"""What the documents show is run: every Python block, and the command lines of the README."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import toys
+from diffusiongemma.cli.main import main
+from toys_words import SIZE, write_words
+
+ROOT = Path(__file__).parents[1]
+RELEASED = "google/diffusiongemma-26B-A4B-it"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stands in for the released checkpoint; its answers are short."""
+    made = tmp_path_factory.mktemp("readme")
+    toys.write(toys.Toy(seed=51, vocabulary=SIZE, canvas=16, longest=256), made)
+    write_words(made)
+    (made / "generation_config.json").write_text('{"max_denoising_steps": 4}')
+    return made
+
+
+def blocks(document: str, language: str) -> list[str]:
+    """Fenced blocks of one language."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/tour.md"])
+def test_python_blocks_run(document: str, folder: Path, capsys: pytest.CaptureFixture) -> None:
+    found = blocks(document, "python")
+    assert found
+    names: dict[str, object] = {}
+    for block in found:
+        code = block.replace(RELEASED, str(folder)).replace('"FOLDER"', repr(str(folder)))
+        exec(compile(code, document, "exec"), names)
+
+
+def test_command_lines_run(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    lines = [
+        line.partition("#")[0].replace("FOLDER", str(folder))
+        for block in blocks("README.md", "sh")
+        for line in block.splitlines()
+        if line.startswith("diffusiongemma")
+    ]
+    assert len(lines) == 2
+    for line in lines:
+        assert main(shlex.split(line)[1:]) == 0
+    assert "torch" in capsys.readouterr().out
