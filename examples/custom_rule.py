@@ -27,7 +27,7 @@ def steps_of_each_canvas(rule, **options):
     return [step.number for step in steps if step.last]
 
 
-gemma = dg.load(sys.argv[1])
+gemma = dg.load(sys.argv[1] if sys.argv[1:] else sys.exit(__doc__))
 print("entropy bound:", steps_of_each_canvas(None))
 for times in (2, 8, 32):  # the rule reads the two likeliest tokens, so they are asked for
     print(f"margin of {times}:", steps_of_each_canvas(Margin(times), ask=dg.Ask(top=2)))

@@ -7,7 +7,7 @@ import sys
 
 import diffusiongemma as dg
 
-folder, *words = sys.argv[1:]
+folder, *words = sys.argv[1:] or sys.exit(__doc__)
 gemma = dg.load(folder)
 print(gemma.device.reason)
 

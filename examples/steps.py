@@ -7,7 +7,7 @@ import sys
 
 import diffusiongemma as dg
 
-gemma = dg.load(sys.argv[1])
+gemma = dg.load(sys.argv[1] if sys.argv[1:] else sys.exit(__doc__))
 options = {"seed": 7, "max_new_tokens": 16, "max_denoising_steps": 12}
 
 

@@ -10,7 +10,7 @@ import diffusiongemma as dg
 DIM, PLAIN, BACK = "\x1b[2m", "\x1b[0m", "\x1b[H\x1b[J"  # BACK: to the top of a cleared screen
 UNSURE = 0.5  # nats
 
-gemma = dg.load(sys.argv[1])
+gemma = dg.load(sys.argv[1] if sys.argv[1:] else sys.exit(__doc__))
 live, done = sys.stdout.isatty(), ""
 
 
