@@ -63,3 +63,10 @@ def test_numbers_are_uniform_and_below_one() -> None:
 def test_noise_comes_from_the_whole_vocabulary() -> None:
     tokens = torch.cat([random_tokens(1, c, 0, 256, 50, CPU) for c in range(20)])
     assert set(tokens.tolist()) == set(range(50))
+
+
+def test_what_is_drawn_and_what_replaces_it_are_independent() -> None:
+    """One stream for both would tie a rejected token's noise to its own sample."""
+    noise = random_tokens(1, 0, 2, 256, 50, CPU)
+    drawn = uniform(1, 0, 2, 256, Purpose.DRAW, CPU)
+    assert float((noise == (drawn * 50).long()).float().mean()) < 0.1  # 0.02 by chance

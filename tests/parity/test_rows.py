@@ -139,3 +139,25 @@ def test_training_can_reach_everything(pair: Pair) -> None:
         model.denoise(dice.canvas(), None, context).square().sum().backward()
     assert inputs.embedded_BTD.grad is not None
     assert inputs.embedded_BTD.grad[:, -pair.toy.window + 1 :].abs().amax(-1).min() > 0
+
+
+@torch.no_grad()
+def test_images_in_ragged_rows(pair: Pair) -> None:
+    """Rows with two images, one and none, of different lengths, are what they are alone."""
+    dice, model = Dice(pair.toy, seed=77), pair.ours
+    small, wide = dice.image(2, 2), dice.image(6, 4)
+    rows = [(dice.with_images(small, wide), [small, wide]), (dice.ids(4), [])]
+    rows.append((dice.with_images(wide), [wide]))
+    lengths = [ids.shape[1] for ids, _ in rows]
+    pad = [torch.nn.functional.pad(ids, (0, max(lengths) - ids.shape[1])) for ids, _ in rows]
+    inputs = model.embed(torch.cat(pad), [image for _, images in rows for image in images])
+    context = model.context(rows=3)
+    hidden = model.encode(inputs, context, torch.tensor(lengths))
+    canvases = torch.cat([dice.canvas() for _ in rows])
+    drafted = model.denoise(canvases, None, context)
+    for n, (ids, images) in enumerate(rows):
+        alone = model.context()
+        assert torch.equal(
+            model.encode(model.embed(ids, images), alone)[0], hidden[n, : lengths[n]]
+        )
+        assert torch.equal(model.denoise(canvases[n : n + 1], None, alone)[0], drafted[n])
