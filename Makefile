@@ -20,10 +20,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix clean
+SORTED := Sort: 80 71 86 67 20 14 14 3
+
+.PHONY: help demo test bench pictures check fix clean
 
 help: ## List the verbs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.runtime ## Watch a small model write, here and now
 	@$(PY) examples/demo.py
@@ -31,6 +33,13 @@ demo: $(VENV)/.runtime ## Watch a small model write, here and now
 test: $(VENV)/.test ## Run the tests
 	@echo "running the tests in $(WORKERS) processes"
 	@$(PYTEST) -n $(WORKERS) $(ARGS)
+
+bench: $(VENV)/.test ## Time this package beside transformers on the CPU; ARGS="--quick" for one case
+	@$(PY) -m diffusiongemma bench $(ARGS)
+
+pictures: $(VENV)/.runtime ## Draw the documents' pictures anew, from real runs
+	@$(PY) -m diffusiongemma trace "$(SORTED)" --seed 4 --svg docs/pictures/moving.svg
+	@$(PY) -m diffusiongemma trace "$(SORTED)" --seed 1 --strip docs/pictures/strip.svg
 
 check: $(VENV)/.dev ## Check format, lint, types, import rules and conventions
 	@echo "ruff format" && $(PY) -m ruff format --check --quiet --output-format concise . || { echo "not formatted; run: make fix" >&2; exit 1; }

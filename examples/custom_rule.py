@@ -1,6 +1,6 @@
 """A rule of your own for which tokens a step accepts: those well ahead of the second choice.
 
-python examples/custom_rule.py FOLDER
+python examples/custom_rule.py [FOLDER]
 """
 
 import math
@@ -23,11 +23,11 @@ class Margin:
 
 def steps_of_each_canvas(rule, **options):
     """How long each canvas took."""
-    steps = gemma.steps("Why is the sky blue?", seed=7, max_new_tokens=32, rule=rule, **options)
+    steps = gemma.steps("Sort: 52 7 30 9 11", seed=7, max_new_tokens=32, rule=rule, **options)
     return [step.number for step in steps if step.last]
 
 
-gemma = dg.load(sys.argv[1] if sys.argv[1:] else sys.exit(__doc__))
+gemma = dg.load(*sys.argv[1:2])
 print("entropy bound:", steps_of_each_canvas(None))
 for times in (2, 8, 32):  # the rule reads the two likeliest tokens, so they are asked for
     print(f"margin of {times}:", steps_of_each_canvas(Margin(times), ask=dg.Ask(top=2)))

@@ -1,15 +1,15 @@
 """Answer several prompts together. Each gets the answer that it would get alone.
 
-python examples/many.py FOLDER
+python examples/many.py [FOLDER]
 """
 
 import sys
 
 import diffusiongemma as dg
 
-PROMPTS = ["Why is the sky blue?", "Name a prime above 90.", "Write a line about rain."]
+PROMPTS = ["Sort: 52 7 30 9 11", "Reverse: lantern", "JSON: Ada, 36, lives in Bern."]
 
-gemma = dg.load(sys.argv[1] if sys.argv[1:] else sys.exit(__doc__))
+gemma = dg.load(*sys.argv[1:2])
 replies = gemma.generate_many(PROMPTS, seed=[1, 2, 3], max_new_tokens=32)
 for prompt, reply in zip(PROMPTS, replies, strict=True):
     print(f"{prompt}\n    {reply.text!r} ({reply.stats.new_tokens} tokens)")

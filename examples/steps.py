@@ -1,19 +1,19 @@
 """Look into every step, and meddle: entropies as they fall, and a canvas replaced half-way.
 
-python examples/steps.py FOLDER
+python examples/steps.py [FOLDER]
 """
 
 import sys
 
 import diffusiongemma as dg
 
-gemma = dg.load(sys.argv[1] if sys.argv[1:] else sys.exit(__doc__))
+gemma = dg.load(*sys.argv[1:2])
 options = {"seed": 7, "max_new_tokens": 16, "max_denoising_steps": 12}
 
 
 def final(meddle):
     """The most likely canvas after the last step of the first canvas."""
-    for step in gemma.steps("Why is the sky blue?", **options):
+    for step in gemma.steps("Sort: 52 7 30 9 11", **options):
         meddle(step)
         if step.last:
             return step.step.best_BL[0].tolist()

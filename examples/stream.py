@@ -1,6 +1,6 @@
 """Watch a canvas settle: words that the model is unsure of are dim, committed ones stay.
 
-python examples/stream.py FOLDER
+python examples/stream.py [FOLDER]
 """
 
 import sys
@@ -10,7 +10,7 @@ import diffusiongemma as dg
 DIM, PLAIN, BACK = "\x1b[2m", "\x1b[0m", "\x1b[H\x1b[J"  # BACK: to the top of a cleared screen
 UNSURE = 0.5  # nats
 
-gemma = dg.load(sys.argv[1] if sys.argv[1:] else sys.exit(__doc__))
+gemma = dg.load(*sys.argv[1:2])
 live, done = sys.stdout.isatty(), ""
 
 
@@ -21,7 +21,7 @@ def draw(tokens, entropies):
         yield f"{DIM}{word}{PLAIN}" if entropy > UNSURE else word
 
 
-for event in gemma.stream("Why is the sky blue?", seed=7, max_new_tokens=64):
+for event in gemma.stream("Sort: 52 7 30 9 11", seed=7, max_new_tokens=64):
     match event:
         case dg.Refined() if live:
             print(BACK, done, *draw(event.best, event.entropy), sep="", flush=True)

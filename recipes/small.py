@@ -10,16 +10,18 @@ import argparse
 import json
 import random
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from diffusiongemma.checkpoint.save import save_model
+from diffusiongemma.core.device import choose
 from diffusiongemma.dialog import tokenizer as words
 from diffusiongemma.dialog.chat import Chat, SpecialIds
 from diffusiongemma.diffusion.config import SamplerConfig
+from diffusiongemma.engine.gemma import Gemma
 from diffusiongemma.evals.task import Problem, problems
 from diffusiongemma.evals.tasks import TASKS
 from diffusiongemma.model.config import LayerConfig, ModelConfig
@@ -27,6 +29,7 @@ from diffusiongemma.model.init import initialise
 from diffusiongemma.model.model import DiffusionGemma
 from diffusiongemma.train.config import TrainConfig
 from diffusiongemma.train.data import Example, Source
+from diffusiongemma.train.live import Live, samples
 from diffusiongemma.train.loop import train
 
 # Gemma's marks under their own names, and the words of a turn's head as one token each.
@@ -54,7 +57,9 @@ def write_words(folder: Path) -> None:
     tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in MARKS])
     tokenizer.add_tokens([AddedToken(head, single_word=True, special=False) for head in HEADS])
     tokenizer.save(str(folder / "tokenizer.json"))
-    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    # Without its class's name, transformers puts Gemma's own pre-tokenizer in place of this one.
+    names = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    names |= {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=2) + "\n")
     (folder / "chat_template.jinja").write_text(TEMPLATE)
 
@@ -75,50 +80,46 @@ def architecture(vocabulary: int) -> ModelConfig:
         moe_intermediate_size=64,
         max_position_embeddings=1024,
         canvas_length=32,
+        image_token_id=MARKS.index("<|image|>"),  # it sees nothing, but transformers asks for them
+        boi_token_id=MARKS.index("<|image>"),
+        eoi_token_id=MARKS.index("<image|>"),
         dtype="float32",
     )
 
 
-# Shares of the short tasks; carries are learned last, so sums are seen most.
-SHORT = ("addition",) * 4 + ("subtraction",) * 4 + ("sorting",) * 3 + ("sudoku4x4",) * 3
-SHORT += ("reversing",) * 2
-RECORDS = ("extraction", "repair")
+# Shares of the short tasks, at first and from a step on: what is learned early makes room for what
+# takes long.
+FIRST = {"addition": 4, "subtraction": 4, "sorting": 3, "sudoku4x4": 3, "reversing": 2}
+LATER = {"addition": 6, "subtraction": 6, "sorting": 4, "sudoku4x4": 3, "reversing": 1}
+TURN = 6500  # the step
+RECORDS = {"extraction": 1, "repair": 1}
 
 
 def source(chat: Chat, batch: int) -> Source:
     """Examples by number, in batches of like length, to pad little.
 
-    Of eight batches one is of second turns, which have a conversation before them, and two are of
-    records, which take two canvases.
+    Of eight batches one is of second turns, which have a conversation before them, and two, later
+    one, are of records, which take two canvases.
     """
     turn = chat.tokenizer.id("<turn|>")
     assert turn is not None
 
-    def problem(names: tuple[str, ...], number: int) -> Problem:
-        name = random.Random(number).choice(names)
-        return next(problems(TASKS[name], number, held=False))
+    def problem(shares: dict[str, int], place: int | str) -> Problem:
+        (name,) = random.Random(place).choices(list(shares), list(shares.values()))
+        return next(problems(TASKS[name], place, held=False))
 
     def example(number: int) -> Example:
-        kind = number // batch % 8
-        asked = problem(RECORDS if kind in (3, 6) else SHORT, number)
+        step = number // batch
+        short, records = (FIRST, (3, 6)) if step < TURN else (LATER, (3,))
+        asked = problem(RECORDS if step % 8 in records else short, number)
         said = [{"role": "user", "content": asked.prompt}]
-        if kind == 7:
-            before = problem(SHORT + RECORDS, -number)
+        if step % 8 == 7:
+            before = problem(short | RECORDS, f"before {number}")
             first = {"role": "user", "content": before.prompt}
             said = [first, {"role": "assistant", "content": before.answer}, *said]
         return Example(chat.render(said).ids, [*chat.tokenizer.encode(asked.answer), turn])
 
     return example
-
-
-def show(line: dict[str, Any]) -> None:
-    """A line of the log, for people."""
-    print(
-        f"step {line['step']:6}  denoiser {line['denoiser']:.3f}  encoder {line['encoder']:.3f}  "
-        f"norm {line['norm']:.2f}  {line['tokens_per_second']} tokens/s  "
-        f"least expert {min(line['least_expert']):.3f}  {line['left_minutes']} min left",
-        flush=True,
-    )
 
 
 def main() -> None:
@@ -130,7 +131,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     changes = {name: json.loads(value) for name, value in (s.split("=", 1) for s in given.set)}
-    config = TrainConfig(**({"steps": 10_000, "batch": 16, "lr": 3e-3} | changes))
+    config = TrainConfig(**({"steps": 12_500, "batch": 16, "lr": 3e-3} | changes))
     write_words(given.folder / "words")
     tokenizer = words.Tokenizer.from_folder(given.folder / "words")
     assert tokenizer is not None
@@ -140,9 +141,23 @@ def main() -> None:
     count = sum(p.numel() for p in model.parameters())
     print(f"{count:,} parameters; {config}", file=sys.stderr)
     feed = source(chat, config.batch)
-    average = train(model, feed, config, given.folder, eos=1, pad=0, report=show)
+    gemma = Gemma(
+        model,
+        chat=chat,
+        sampler=SamplerConfig(),
+        eos=frozenset(ids.eos_token_id),
+        banned=(),
+        device=choose("cpu", "float32", "float32"),
+        folder=given.folder,
+    )
+    asked = [(task, next(problems(task, 0, held=True))) for task in TASKS.values()]
+    shown = [(problem.prompt, partial(task.right, problem)) for task, problem in asked]
+    with Live(config.steps) as live:
+        ask = partial(samples, gemma, shown, live.say)
+        average = train(*(model, feed, config, given.folder), eos=1, pad=0, report=live, sample=ask)
     average.swap(model)
-    generation = SamplerConfig().to_generation_config() | {"eos_token_id": [1, 5]}
+    marks = {"bos_token_id": 2, "eos_token_id": [1, 5], "pad_token_id": 0}
+    generation = SamplerConfig().to_generation_config() | marks
     extra = {"generation_config.json": generation}
     files = tuple((given.folder / "words").iterdir())
     save_model(model, given.folder / "model", extra=extra, copy=files, overwrite=True)

@@ -2,11 +2,13 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 
 import toys
+from cli_help import COMMAND, ENVIRONMENT
 from diffusiongemma.cli.main import main
 from toys_words import SIZE, write_words
 
@@ -40,14 +42,28 @@ def test_python_blocks_run(document: str, folder: Path, capsys: pytest.CaptureFi
         exec(compile(code, document, "exec"), names)
 
 
-def test_command_lines_run(folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_command_lines_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
     lines = [
-        line.partition("#")[0].replace("FOLDER", str(folder))
+        shlex.split(line.partition("#")[0])[1:]
         for block in blocks("README.md", "sh")
         for line in block.splitlines()
         if line.startswith("diffusiongemma")
     ]
-    assert len(lines) == 2
-    for line in lines:
-        assert main(shlex.split(line)[1:]) == 0
-    assert "torch" in capsys.readouterr().out
+    assert len(lines) == 5
+    for words in lines:
+        if words == ["chat"]:
+            talk = [*COMMAND, "chat"]
+            done = subprocess.run(
+                talk, input="Reverse: abc\n", capture_output=True, text=True, env=ENVIRONMENT
+            )
+            assert done.returncode == 0 and done.stdout.strip(), done.stderr
+            continue
+        quick = ["--count", "1"] if words[0] == "evaluate" else []
+        assert main([*words, *quick]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^[\d ]+$", said, re.MULTILINE), "the sorted numbers"
+    assert "| addition | 1 |" in said and "torch" in said
+    assert (tmp_path / "trace.html").is_file()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diffusiongemma.core.patches import Patches as Patches
     from diffusiongemma.diffusion.accept import EntropyBound as EntropyBound
     from diffusiongemma.diffusion.config import SamplerConfig as SamplerConfig
+    from diffusiongemma.engine.conversation import Conversation as Conversation
     from diffusiongemma.engine.events import Committed as Committed
     from diffusiongemma.engine.events import Finished as Finished
     from diffusiongemma.engine.events import Refined as Refined
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Ask": "kernels.readout",
     "Committed": "engine.events",
+    "Conversation": "engine.conversation",
     "DiffusionGemmaError": "core.errors",
     "EntropyBound": "diffusion.accept",
     "Finished": "engine.events",
@@ -46,6 +48,7 @@ _HOME = {
 __all__ = [
     "Ask",
     "Committed",
+    "Conversation",
     "DiffusionGemmaError",
     "EntropyBound",
     "Finished",

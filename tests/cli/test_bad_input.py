@@ -72,8 +72,8 @@ def test_tools_that_are_none(words: Path, tmp_path: Path, refused: Refused) -> N
         says(refused("-m", words, "hello", "--tools", file), pattern)
 
 
-def test_no_model(refused: Refused) -> None:
-    says(refused("hello"), r"no model was named.*give a folder or a hub id such as")
+def test_no_model_but_a_revision(refused: Refused) -> None:
+    says(refused("hello", "--revision", "main"), r"the folder .* has no revision 'main'")
 
 
 # --- the folder ------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ def test_a_report_for_people(call: Call) -> None:
     assert (done.code, done.err) == (0, "")
     for words in (
         "torch: ", "threads: ", "bfloat16: ", "memory: ", "needs: 52.0 GB", "cache: ",
-        "attention: reference: this version has no fast kernels yet",
+        "attention: torch's scaled_dot_product_attention", "experts: a faster twin on the CPU",
     ):  # fmt: skip
         assert words in done.out, words
 

@@ -12,10 +12,13 @@ import termios
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyte
 import pytest
 
 import diffusiongemma as dg
 from cli_help import COMMAND, ENVIRONMENT, QUICK
+from cli_window import Window
+from diffusiongemma.cli import canvas
 from diffusiongemma.cli.screen import Screen, printable
 
 
@@ -100,8 +103,42 @@ class Terminal:
         return "\n".join(row.rstrip() for row in rows).rstrip()
 
 
+class Emulated:
+    """A terminal that knows what real ones know."""
+
+    encoding = "utf-8"
+
+    def __init__(self, columns: int = 20, lines: int = 5) -> None:
+        self.columns = columns
+        self.screen = pyte.HistoryScreen(columns, lines, history=1000)
+        self._stream = pyte.Stream(self.screen)
+
+    def isatty(self) -> bool:
+        return True
+
+    def flush(self) -> None:
+        pass
+
+    def write(self, text: str) -> int:
+        self._stream.feed(text.replace("\n", "\r\n"))  # as the terminal's driver does
+        return len(text)
+
+    @property
+    def rows(self) -> list[str]:
+        """Everything that was ever shown and stayed, down to the cursor's line."""
+        columns, here = range(self.columns), self.screen.cursor.y
+        top = ["".join(row[x].data for x in columns) for row in self.screen.history.top]
+        return [row.rstrip() for row in (*top, *self.screen.display[: here + 1])]
+
+    @property
+    def text(self) -> str:
+        """The same as one text, and what is below the cursor too."""
+        below = [row.rstrip() for row in self.screen.display[self.screen.cursor.y + 1 :]]
+        return "\n".join([*self.rows, *below]).rstrip()
+
+
 @contextlib.contextmanager
-def attached(terminal: Terminal, **variables: str) -> Iterator[Screen]:
+def attached(terminal: "Terminal | Emulated", **variables: str) -> Iterator[Screen]:
     """A screen on this terminal."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", terminal)
@@ -138,6 +175,69 @@ def test_the_status_never_harms_the_answer(pieces: list[str]) -> None:
     assert terminal.text == plain.text
     assert len(terminal.scrolled) + terminal.y == len(plain.scrolled) + plain.y
     assert terminal.x == plain.x
+
+
+@pytest.mark.parametrize("pieces", PIECES)
+@pytest.mark.parametrize("lines", [1, 2, 5, 30])
+def test_a_canvas_never_harms_the_answer(pieces: list[str], lines: int) -> None:
+    plain, terminal = Emulated(lines=lines), Emulated(lines=lines)
+    plain.write("".join(pieces))
+    sizes = {"COLUMNS": "20", "LINES": str(lines)}
+    with attached(terminal, **sizes) as screen:
+        for number, piece in enumerate(pieces):
+            for words in ("漢字 of a draft\t" * 3, "short", "", "\n\nmany\n\n\nlines"):
+                column, width, height = screen.room()
+                drawn = canvas.lines(
+                    [words],
+                    [0.4],
+                    [True],
+                    look=canvas.Look.here(colour=True),
+                    column=column,
+                    width=width,
+                    height=height,
+                )
+                screen.draw(drawn, f"canvas {number}, which is far too long for a line")
+            assert ("lines" in terminal.text) is (lines > 6)
+            screen.say(piece)
+        screen.clear()
+    assert "draft" not in terminal.text and "canvas" not in terminal.text
+    assert terminal.text == plain.text
+    if not plain.text.endswith("x" * 20):  # where a line is just full, either place will do
+        here, there = terminal.screen.cursor, plain.screen.cursor
+        assert (here.x, len(terminal.rows)) == (there.x, len(plain.rows))
+
+
+def test_a_canvas_stands_after_the_answer() -> None:
+    terminal = Emulated()
+    with attached(terminal, LINES="5") as screen:
+        screen.say("said: ")
+        assert screen.room() == (6, 20, 4)
+        screen.draw(["drafted", "more"], "step 1")
+        assert terminal.text == "said: drafted\nmore\nstep 1"
+        screen.draw(["shorter"], "step 2")
+        assert terminal.text == "said: shorter\nstep 2"
+        screen.draw(["x" * 14, "漢" * 10, "y" * 20], "step 3")  # each fills its line
+        assert terminal.text.split("\n") == ["said: " + "x" * 14, "漢" * 10, "y" * 20, "step 3"]
+        screen.draw(["a terminal may find letters wider than we do", "more"], "step 4")
+        assert terminal.text.split("\n")[1:] == ["more", "step 4"]
+        screen.say("it")
+        assert terminal.text == "said: it"
+        terminal.screen.resize(5, 6)
+        terminal.columns = 6
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("COLUMNS", "6")
+            assert screen.room() == (2, 6, 4)
+
+
+def test_a_line_is_wiped_before_it_is_written() -> None:
+    """After it is full, the cursor stands on its last letter, and a wipe would take that."""
+    said: list[str] = []
+    terminal = Terminal()
+    terminal.write = said.append  # pyright: ignore[reportAttributeAccessIssue]
+    with attached(terminal) as screen:
+        screen.room()
+        screen.draw(["x" * 20, "y" * 20], "step 1")
+    assert "\x1b[K" + "x" * 20 + "\r\n\x1b[K" + "y" * 20 + "\r\n\x1b[J" in "".join(said)
 
 
 def test_the_status_stands_below_the_answer() -> None:
@@ -205,8 +305,8 @@ def at_a_terminal(*words: object, stdout: int | None = None, **variables: str) -
 def test_an_answer_at_a_terminal(words: Path) -> None:
     reply = dg.load(words).generate("hello", seed=3, max_new_tokens=20, max_denoising_steps=4)
     seen = at_a_terminal("-m", words, "hello", *QUICK)
-    assert "canvas 1, step 4, mean entropy " in seen and "canvas 2, step 1" in seen
-    terminal = Terminal(120, 24)
+    assert "canvas 1, step 1, mean entropy " in seen
+    terminal = Emulated(120, 24)
     terminal.write(seen[seen.index("\x1b7") :])  # after the bar of loading, which is not ours
     answer, summary = terminal.text.rsplit("\n", 1)
     assert answer == printable(reply.text)
@@ -220,3 +320,14 @@ def test_only_the_answer_goes_into_a_pipe(words: Path, tmp_path: Path) -> None:
         seen = at_a_terminal("-m", words, "hello", *QUICK, stdout=file.fileno())
     assert (tmp_path / "out").read_bytes() == (reply.text + "\n").encode()
     assert "canvas 1, step 4" in seen
+
+
+def test_an_answer_is_drafted_in_place_until_ctrl_c(words: Path) -> None:
+    window = Window("-m", words, "hello", "--max-denoising-steps", 100_000)
+    window.until("canvas 1, step")
+    assert not window.echoes and b"\x1b[38;5;" in window.raw
+    window.type("these keys are not shown")
+    window.type("\x03")
+    assert window.close() == 130
+    assert window.text == ""  # nothing was committed, and nothing else stays
+    assert b"Traceback" not in window.raw

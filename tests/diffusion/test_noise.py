@@ -26,6 +26,18 @@ def test_philox_gives_the_published_answers() -> None:
         assert tuple(int(word) for word in words) == answer
 
 
+@given(
+    st.integers(-(2**70), 2**70), st.integers(0, 2**33), st.integers(-1, 200), st.integers(1, 70)
+)
+@settings(max_examples=60, deadline=None)
+def test_the_cpu_s_twin_is_philox(seed: int, canvas: int, step: int, width: int) -> None:
+    word = 0xFFFFFFFF
+    place = [torch.arange(width), *(torch.tensor(n & word) for n in (step, canvas, 1))]
+    first, second, *_ = philox(place, (seed & word, (seed >> 32) & word))
+    expected = ((first >> 5).double() * 2.0**26 + (second >> 6).double()) * 2.0**-53
+    assert torch.equal(uniform(seed, canvas, step, width, Purpose.NOISE, CPU), expected)
+
+
 PLACE = st.tuples(
     st.integers(-(2**70), 2**70),
     st.integers(0, 2**31),

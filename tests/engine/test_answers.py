@@ -52,6 +52,7 @@ def test_rows_together_answer_as_alone(speaks_ids, prompts, seeds, limit, bound)
 def test_rows_together_are_bitwise_equal_in_every_step(speaks_ids: dg.Gemma) -> None:
     from diffusiongemma.diffusion.loop import DraftStep
     from diffusiongemma.engine.many import answer_many
+    from diffusiongemma.engine.request import embed
 
     prompts = [PROMPT, [3], PROMPT * 9]
     alone = [list(speaks_ids.steps(p, seed=1, max_new_tokens=16, **QUICK)) for p in prompts]
@@ -61,7 +62,10 @@ def test_rows_together_are_bitwise_equal_in_every_step(speaks_ids: dg.Gemma) -> 
     seen: list[list[DraftStep]] = [[], [], []]
     with torch.no_grad():
         items = answer_many(
-            speaks_ids.model, [r.inputs for r in requests], [r.recipe for r in requests], 1024
+            speaks_ids.model,
+            [embed(speaks_ids.model, r) for r in requests],
+            [r.recipe for r in requests],
+            1024,
         )
         for row, item in items:
             if isinstance(item, DraftStep):
@@ -297,6 +301,9 @@ for prompt, options in ((3.5, {}), ([5], {"seed": 1.5}), ([5], {"max_new_tokens"
     assert said[2] == "max_new_tokens must be a whole number of at least 1, got 'many'"
 
 
-def test_without_a_model_the_error_says_what_to_do() -> None:
-    with pytest.raises(OptionError, match="no model was named, and this version ships none"):
-        dg.load()
+def test_without_a_name_the_small_model_opens() -> None:
+    gemma = dg.load()
+    reply = gemma.generate("Reverse: abc", seed=1)
+    assert reply.finish_reason == "stop" and reply.text.isascii() and 1 <= len(reply.text) <= 32
+    with pytest.raises(OptionError, match="has no revision 'main'; omit revision"):
+        dg.load(revision="main")

@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 a mistake of ours, 2 a mistake in the input or a lack of t
 """
 
 import contextlib
+import difflib
 import importlib
 import io
 import os
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from diffusiongemma.cli.screen import printable
 from diffusiongemma.core.errors import DiffusionGemmaError
 
-VERBS = ("run", "doctor")  # modules of this folder; a command without a verb means the first
+VERBS = ("run", "chat", "trace", "evaluate", "bench", "doctor")  # the first goes without saying
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # took 29 s each, and 2.2 s with this. It has to be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = list(sys.argv[1:] if argv is None else argv)
+    if sys.stderr is None:  # closed by whoever called; complaints must not end up elsewhere
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for letters that its encoding lacks
@@ -58,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(words: list[str]) -> int:
     words = ["--help"] if words == ["help"] else words
     verb = words.pop(0) if words and words[0] in VERBS else VERBS[0]
+    near = difflib.get_close_matches(words[0], VERBS, cutoff=0.75) if words else []
+    if near and verb == VERBS[0]:
+        said = f"note: '{printable(words[0])}' is taken as a prompt; there is a verb '{near[0]}'"
+        print(said, file=sys.stderr)
     module = importlib.import_module(f"diffusiongemma.cli.{verb}")
     return module.run(module.parser().parse(words))
 

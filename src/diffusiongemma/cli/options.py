@@ -68,20 +68,28 @@ def add_model(parser: Parser) -> argparse._ArgumentGroup:
     """Add -m and how to fetch what it names."""
     group = parser.add_argument_group("the model")
     group.add_argument(
-        "-m", "--model", metavar="FOLDER", help="a checkpoint's folder, or a hub id: owner/name"
+        *("-m", "--model"),
+        metavar="FOLDER",
+        help="a checkpoint's folder, or a hub id: owner/name (the small model inside the package)",
     )
     group.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
     return group
 
 
-def add_sampling(parser: Parser) -> None:
-    """Add -o NAME=VALUE and a flag for each field of `SamplerConfig`; they end up in `sampling`."""
+def add_sampling(parser: Parser, *, short: bool = True) -> None:
+    """Add a flag for each field of `SamplerConfig`, and -o NAME=VALUE; they end up in `sampling`.
+
+    Args:
+        parser: of a verb.
+        short: whether -o is free for this.
+    """
     group = parser.add_argument_group(
         "sampling", "Defaults are the checkpoint's own; where it has none, those in parentheses."
     )
-    group.add_argument(
-        "-o", action=_Sampling, metavar="NAME=VALUE", help="any of these by name (repeatable)"
-    )
+    if short:
+        group.add_argument(
+            "-o", action=_Sampling, metavar="NAME=VALUE", help="any of these by name (repeatable)"
+        )
     for field in fields(SamplerConfig):
         default = "" if field.default is None else f" ({field.default})"
         group.add_argument(

@@ -3,14 +3,18 @@
 Knows events and replies. How a terminal is steered is `screen`'s business.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from diffusiongemma.cli.screen import Screen, as_json
+from diffusiongemma.cli import canvas
+from diffusiongemma.cli.screen import Screen, as_json, unheard
 from diffusiongemma.engine.events import Committed, Event, Finished, Refined
 from diffusiongemma.engine.gemma import Gemma
-from diffusiongemma.engine.reply import Reply, Stats
+from diffusiongemma.engine.reply import Reply
+
+PACE = 1 / 30  # seconds between two pictures of a canvas, at least
 
 
 class Show:
@@ -27,6 +31,8 @@ class Show:
         self._gemma, self._speaks_ids, self._think = gemma, speaks_ids, think
         self._screen = Screen()
         self._live = live and self._screen.shows_answer
+        self._look = canvas.Look.here(colour=self._screen.colour)
+        self._next = 0.0  # when the canvas may be drawn again
         self._tokens: list[int] = []
         self._thought = self._said = ""
 
@@ -34,14 +40,15 @@ class Show:
         """Watch to the end. The status goes away, whatever happens."""
         self._screen.status("reading the prompt")
         try:
-            for event in events:
-                match event:
-                    case Refined():
-                        self._screen.status(_status(event))
-                    case Committed():
-                        self._committed(event)
-                    case Finished(reply=reply):
-                        return reply
+            with unheard():
+                for event in events:
+                    match event:
+                        case Refined():
+                            self._refined(event)
+                        case Committed():
+                            self._committed(event)
+                        case Finished(reply=reply):
+                            return reply
         except KeyboardInterrupt:
             self._screen.end_line()
             raise
@@ -65,7 +72,7 @@ class Show:
                 "--seed may help"
             )
         if self._screen.shows_status:
-            self._screen.note(_summary(reply))
+            self._screen.note(reply.summary)
 
     def _rest(self, text: str) -> str:
         """What of the whole text was not said yet."""
@@ -73,6 +80,27 @@ class Show:
             return text.removeprefix(self._said)
         # What looked like a tool's call while it came in was none, and its words belong here.
         return f"\n{text}" if text else ""
+
+    def _refined(self, event: Refined) -> None:
+        if not (self._live and self._screen.shows_canvas):
+            self._screen.status(_status(event))
+            return
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + PACE
+        words = None if self._speaks_ids or self._gemma.chat is None else self._gemma.chat.tokenizer
+        column, width, height = self._screen.room()
+        lines = canvas.lines(
+            canvas.texts(words, event.best),
+            event.entropy,
+            event.revised,
+            look=self._look,
+            column=column,
+            width=width,
+            height=height,
+        )
+        self._screen.draw(lines, _status(event))
 
     def _committed(self, event: Committed) -> None:
         self._tokens += event.tokens
@@ -122,13 +150,3 @@ def document(reply: Reply, gemma: Gemma, model: str) -> dict[str, Any]:
 def _status(event: Refined) -> str:
     unsure = sum(event.entropy) / len(event.entropy)
     return f"canvas {event.canvas + 1}, step {event.step}, mean entropy {unsure:.3f}"
-
-
-def _summary(reply: Reply) -> str:
-    stats: Stats = reply.stats
-    ends = {"stop": "", "length": ", cut at max_new_tokens", "context": ", the context is full"}
-    return (
-        f"{stats.new_tokens} tokens in {stats.seconds:.1f} s ({stats.tokens_per_second:.1f}/s)"
-        f"{ends.get(reply.finish_reason, '')}, {stats.steps_per_canvas:.1f} steps/canvas, "
-        f"{stats.tokens_per_forward:.1f} tokens/forward, seed {stats.seed}"
-    )

@@ -124,6 +124,7 @@ class Commit:
         revisions: how often a position's most likely token changed from one step to the next.
         reason: why the answer ends here: `stop`, `length`, `context`; None if it goes on.
         whole: the canvas as it would be encoded, L tokens.
+        entropy: how unsure the network was of each of `tokens`, in nats.
     """
 
     canvas: int
@@ -132,6 +133,7 @@ class Commit:
     revisions: int
     reason: str | None
     whole: tuple[int, ...]
+    entropy: tuple[float, ...]
 
 
 class Draft:
@@ -217,6 +219,7 @@ class Draft:
             revisions=self.revisions,
             reason=reason or ("context" if room <= 0 else None),
             whole=whole,
+            entropy=tuple(last.step.entropy_BL[0, : len(tokens)].tolist()),
         )
 
     def _noise(self, step: int) -> Tensor:

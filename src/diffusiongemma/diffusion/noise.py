@@ -5,9 +5,12 @@ Every number is a hash of (seed, canvas, step, position, purpose) by Philox 4x32
 So the same seed gives the same text alone, beside other rows, after a restart, and on every rank.
 """
 
+import functools
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -52,6 +55,28 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
     return words
 
 
+def _philox_numpy(even: Any, odd: Any, key: tuple[int, int]) -> tuple[Any, Any]:
+    """The same with uint64 arrays of numpy, for its smaller calls: a sixth of the time.
+
+    Args:
+        even: words 0 and 2 of the counter, in one array with three axes.
+        odd: words 1 and 3, likewise.
+        key: two 32-bit words.
+
+    Returns:
+        both, after the last round.
+    """
+    multiply, weyl, keys = (
+        np.array(pair, np.uint64)[:, None, None] for pair in (_MULTIPLY, _WEYL, key)
+    )
+    word, half = np.uint64(_WORD), np.uint64(32)
+    for _ in range(_ROUNDS):
+        product = (even * multiply)[::-1]
+        even, odd = (product >> half) ^ odd ^ keys, product & word
+        keys = (keys + weyl) & word
+    return even, odd
+
+
 def uniform(
     seed: int, canvas: int, step: int, width: int, purpose: Purpose, device: torch.device
 ) -> Float[Tensor, " L"]:
@@ -65,14 +90,24 @@ def uniform(
         purpose: what the numbers decide.
         device: where they are wanted.
     """
-    place = [
-        torch.arange(width, dtype=torch.int64, device=device),
-        torch.tensor(step & _WORD, device=device),
-        torch.tensor(canvas & _WORD, device=device),
-        torch.tensor(int(purpose), device=device),
-    ]
-    first, second, *_ = philox(place, (seed & _WORD, (seed >> 32) & _WORD))
+    low, high, step, canvas = seed & _WORD, (seed >> 32) & _WORD, step & _WORD, canvas & _WORD
+    if device.type == "cpu":
+        return torch.from_numpy(_of_all_purposes(low, high, step, canvas, width)[purpose].copy())
+    place = torch.arange(width, dtype=torch.int64, device=device)
+    rest = [torch.tensor(word, device=device) for word in (step, canvas, int(purpose))]
+    first, second, *_ = philox([place, *rest], (low, high))
     return ((first >> 5).double() * 2.0**26 + (second >> 6).double()) * 2.0**-53
+
+
+@functools.lru_cache(maxsize=64)
+def _of_all_purposes(low: int, high: int, step: int, canvas: int, width: int) -> Any:
+    """One row of numbers for each purpose, in one go: most of the time is that of numpy's calls."""
+    purposes = len(Purpose)
+    even, odd = np.empty((2, purposes, width), np.uint64), np.empty((2, purposes, 1), np.uint64)
+    even[0], even[1] = np.arange(width), canvas
+    odd[0], odd[1, :, 0] = step, np.arange(purposes)
+    even, odd = _philox_numpy(even, odd, (low, high))
+    return ((even[0] >> np.uint64(5)) * 2.0**26 + (odd[0] >> np.uint64(6))) * 2.0**-53
 
 
 def random_tokens(

@@ -17,6 +17,9 @@ class Refined:
         entropy: how unsure the model is of each, in nats.
         accepted: whether the sampled token stays for the next step.
         revised: whether `best` is another token than at the step before.
+        temperature: that the logits were divided by.
+        before: the canvas that the network saw.
+        after: the canvas that the next step will see: samples where accepted, noise elsewhere.
     """
 
     canvas: int
@@ -25,6 +28,9 @@ class Refined:
     entropy: tuple[float, ...]
     accepted: tuple[bool, ...]
     revised: tuple[bool, ...]
+    temperature: float
+    before: tuple[int, ...]
+    after: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +70,9 @@ def refined(seen: DraftStep) -> Refined:
         entropy=tuple(step.entropy_BL[0].tolist()),
         accepted=tuple(step.accepted_BL[0].tolist()),
         revised=tuple(step.revised_BL[0].tolist()),
+        temperature=seen.temperature,
+        before=tuple(seen.before_BL[0].tolist()),
+        after=tuple(step.canvas_BL[0].tolist()),
     )
 
 

@@ -22,20 +22,30 @@ from diffusiongemma.core.patches import Patches
 from diffusiongemma.dialog.chat import Chat
 from diffusiongemma.diffusion.accept import AcceptRule
 from diffusiongemma.diffusion.config import SamplerConfig
-from diffusiongemma.diffusion.loop import Commit, DraftStep, Recipe, answer
-from diffusiongemma.engine.events import Event, Finished, committed, refined
+from diffusiongemma.diffusion.loop import Commit, DraftStep, Recipe
+from diffusiongemma.engine.conversation import Conversation
+from diffusiongemma.engine.events import Event, Finished
 from diffusiongemma.engine.many import answer_many
 from diffusiongemma.engine.prompt import Asked, Ids, Messages, Text, read
-from diffusiongemma.engine.reply import Reply, stats_of
+from diffusiongemma.engine.reply import Reply
+from diffusiongemma.engine.request import (
+    PROMPT_CHUNK,
+    Request,
+    conclude,
+    draft,
+    embed,
+    encode,
+    tell,
+)
 from diffusiongemma.engine.spoken import Spoken
 from diffusiongemma.kernels.readout import BANNED, Ask
 from diffusiongemma.model.model import DiffusionGemma, Inputs
 
-PROMPT_CHUNK = 1024  # tokens of a prompt that are encoded in one pass
-
 
 class Ban:
     """A shaper: these tokens are never predicted. Noise may still hold them, as in training."""
+
+    pointwise = True  # see `kernels.readout.Shaper`
 
     def __init__(self, ids: Sequence[int], device: torch.device) -> None:
         self.ids = torch.tensor(sorted(ids), dtype=torch.int64, device=device)
@@ -56,17 +66,6 @@ class Kept:
 
     generation: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
-    """A prompt, read and embedded, and what decides its answer."""
-
-    inputs: Inputs
-    recipe: Recipe
-    spoken: Spoken
-    tokens: int
-    started: float
 
 
 class Gemma:
@@ -145,7 +144,7 @@ class Gemma:
             `Refined` for each step, `Committed` for each finished canvas, `Finished` at the end.
         """
         request = self._request(prompt, seed, stop, rule, None, options)
-        return self._stream(request)
+        return self._tell(request, embed(self.model, request))
 
     def steps(
         self,
@@ -162,7 +161,27 @@ class Gemma:
         and `ask`, which has readouts report more (see `kernels.readout.Ask`).
         """
         request = self._request(prompt, seed, (), rule, ask, options)
-        return (item for item in self._answer(request) if isinstance(item, DraftStep))
+        items = self._draft(request, embed(self.model, request))
+        return (item for item in items if isinstance(item, DraftStep))
+
+    def converse(self, **options: Any) -> Conversation:
+        """A conversation that remembers what was said, and reads only what is new in each turn.
+
+        Args:
+            **options: for all its turns, as in `generate`; a turn may have others.
+
+        Raises:
+            InputError: this checkpoint has no words.
+            OptionError: an option that does not exist or has no meaning here.
+        """
+        if self.chat is None:
+            raise InputError("a conversation needs words, and this checkpoint has no tokenizer")
+        if "images" in options or "seed" in options:
+            raise OptionError("images and seeds belong to a turn; give them to its generate")
+        usual = {"stop": (), "rule": None} | options
+        given = {name: value for name, value in options.items() if name not in ("stop", "rule")}
+        self._request("?", None, usual["stop"], usual["rule"], None, given)  # refused now, or never
+        return Conversation(self.model, self.chat, self._request, usual)
 
     def generate_many(
         self,
@@ -194,7 +213,7 @@ class Gemma:
             return []
         commits: list[list[Commit]] = [[] for _ in requests]
         replies: dict[int, Reply] = {}
-        inputs = [request.inputs for request in requests]
+        inputs = [embed(self.model, request) for request in requests]
         recipes = [request.recipe for request in requests]
         with torch.no_grad():
             for row, item in answer_many(self.model, inputs, recipes, PROMPT_CHUNK, replies):
@@ -202,7 +221,7 @@ class Gemma:
                     commits[row].append(item)
                     requests[row].spoken.push(item.tokens)
                     if item.reason or requests[row].spoken.stopped:
-                        replies[row] = self._reply(requests[row], commits[row])
+                        replies[row] = conclude(requests[row], commits[row], self.chat)
         return [replies[row] for row in range(len(requests))]
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -237,7 +256,7 @@ class Gemma:
         rule: AcceptRule | None,
         ask: Ask | None,
         options: dict[str, Any],
-    ) -> _Request:
+    ) -> Request:
         """Check everything before any work is done."""
         started = time.perf_counter()
         reading = {name: options[name] for name in Asked.__slots__ if name in options}
@@ -251,9 +270,6 @@ class Gemma:
             raise OptionError(f"a rule must be callable with a Readout, got {rule!r}")
         spoken = Spoken(None if self.chat is None else self.chat.tokenizer, stop)
         ids, images = read(prompt, Asked(**reading), self.chat, self.model.config)
-        with torch.no_grad():
-            ids_BT = torch.tensor([ids], device=self.model.device)
-            inputs = self.model.embed(ids_BT, images)
         recipe = Recipe(
             config=config,
             seed=_seeds(seed, 1)[0],
@@ -265,9 +281,7 @@ class Gemma:
             rule=rule,
             ask=ask,
         )
-        return _Request(
-            inputs=inputs, recipe=recipe, spoken=spoken, tokens=len(ids), started=started
-        )
+        return Request(ids=ids, images=images, recipe=recipe, spoken=spoken, started=started)
 
     def _canvas_length(self, config: SamplerConfig) -> int:
         length = config.canvas_length or self.model.config.canvas_length
@@ -278,55 +292,15 @@ class Gemma:
             )
         return length
 
-    def _answer(self, request: _Request) -> Iterator[DraftStep | Commit]:
+    def _draft(self, request: Request, inputs: Inputs) -> Iterator[DraftStep | Commit]:
         context = self.model.context()
-        for chunk in request.inputs.chunks(PROMPT_CHUNK):
-            with torch.no_grad():
-                self.model.encode(chunk, context)
-        items = answer(self.model, context, request.recipe)
-        while True:
-            # Not around the yield: whoever reads the stream keeps the mode he had.
-            with torch.no_grad():
-                item = next(items, None)
-            if item is None:
-                return
-            yield item
+        encode(self.model, inputs, context)
+        yield from draft(self.model, context, request)
 
-    def _stream(self, request: _Request) -> Iterator[Event]:
-        commits: list[Commit] = []
-        for item in self._answer(request):
-            if isinstance(item, DraftStep):
-                yield refined(item)
-                continue
-            commits.append(item)
-            text = request.spoken.push(item.tokens)
-            last = bool(item.reason or request.spoken.stopped)
-            yield committed(item, text + (request.spoken.finish() if last else ""))
-            if last:
-                break
-        yield Finished(reply=self._reply(request, commits))
-
-    def _reply(self, request: _Request, commits: list[Commit]) -> Reply:
-        spoken = request.spoken
-        spoken.finish()
-        tokens = tuple(token for commit in commits for token in commit.tokens)
-        tokens = tokens[: spoken.tokens_kept]
-        parsed = None if self.chat is None else self.chat.parse(tokens)
-        text = "" if parsed is None else parsed.text
-        return Reply(
-            text=spoken.text if spoken.stopped is not None else text,
-            thought=None if parsed is None else parsed.thought,
-            tool_calls=() if parsed is None else tuple(parsed.tool_calls),
-            tokens=tokens,
-            finish_reason="stop" if spoken.stopped is not None else commits[-1].reason or "stop",
-            stats=stats_of(
-                commits,
-                tokens,
-                seed=request.recipe.seed,
-                prompt=request.tokens,
-                seconds=time.perf_counter() - request.started,
-            ),
-        )
+    def _tell(self, request: Request, inputs: Inputs) -> Iterator[Event]:
+        context = self.model.context()
+        encode(self.model, inputs, context)
+        yield from tell(self.model, context, request, self.chat)
 
 
 def _several(images: Any) -> Sequence[Any]:

@@ -12,13 +12,16 @@ from diffusiongemma.checkpoint import hub
 from diffusiongemma.checkpoint.config import from_hf
 from diffusiongemma.checkpoint.load import load_model, read_json
 from diffusiongemma.core.device import choose
-from diffusiongemma.core.errors import CheckpointError, OptionError
+from diffusiongemma.core.errors import CheckpointError
 from diffusiongemma.dialog.chat import Chat, SpecialIds
 from diffusiongemma.dialog.settings import ImageSettings
 from diffusiongemma.dialog.tokenizer import Tokenizer
 from diffusiongemma.diffusion.config import SamplerConfig
 from diffusiongemma.engine.gemma import Gemma, Kept
 from diffusiongemma.model.config import ModelConfig
+
+SHIPPED = Path(__file__).resolve().parent.parent / "small"
+"""The small model inside the package; its README.md is its card."""
 
 # Marks that stand for pictures and sound. The model reads them; an answer never holds them.
 _PLACEHOLDERS = (
@@ -40,7 +43,7 @@ def load(
 
     Args:
         model: a folder in Hugging Face's layout, or a hub id such as
-            `google/diffusiongemma-26B-A4B-it`.
+            `google/diffusiongemma-26B-A4B-it`; the small model inside the package if not given.
         device: `cpu`, `cuda` or `cuda:N`; the first GPU if there is one.
         dtype: `bfloat16`, `float32` or `float16`; as the checkpoint stores it if not given.
         revision: branch, tag or commit on the hub.
@@ -53,13 +56,15 @@ def load(
         ConfigError: the checkpoint asks for something that this code cannot honour.
         DeviceError: the machine lacks the device or format.
     """
-    if model is None:
-        raise OptionError(
-            "no model was named, and this version ships none; give a folder or a hub id such as "
-            "google/diffusiongemma-26B-A4B-it"
-        )
-    shown = sys.stderr.isatty() if progress is None else progress
-    folder = hub.find(model, revision=revision, token=token, offline=offline, progress=shown)
+    seen = sys.stderr is not None and sys.stderr.isatty()
+    shown = seen if progress is None else progress
+    folder = hub.find(
+        SHIPPED if model is None else model,
+        revision=revision,
+        token=token,
+        offline=offline,
+        progress=shown,
+    )
     raw = read_json(folder / "config.json")
     config = from_hf(raw)
     place = choose(device, dtype, config.dtype)

@@ -1,11 +1,13 @@
 """What comes back: the answer, and how it came about."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from diffusiongemma.dialog.tools import ToolCall
 from diffusiongemma.diffusion.loop import Commit
+from diffusiongemma.engine.page import page
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,13 +16,14 @@ class Stats:
 
     Attributes:
         seed: gives the same answer again.
-        prompt_tokens: tokens encoded before the first canvas.
+        prompt_tokens: tokens before the first canvas.
         new_tokens: tokens of the answer, the end mark not counted.
         steps: denoising steps of each canvas, in order.
         revisions: how often, over all steps, a position's most likely token changed.
         seconds: from the start of encoding to the last commit.
         loop: the answer seems to repeat itself. Repetition lowers entropy, so canvases stop early
             and tokens per forward rise: such speed means nothing.
+        reused_tokens: tokens of the prompt that a conversation had encoded in an earlier turn.
     """
 
     seed: int
@@ -30,6 +33,7 @@ class Stats:
     revisions: int
     seconds: float
     loop: bool
+    reused_tokens: int = 0
 
     @property
     def steps_per_canvas(self) -> float:
@@ -64,6 +68,8 @@ class Reply:
         finish_reason: `stop` (an end mark or a stop string), `length` (max_new_tokens), `context`
             (no room left).
         stats: how it came about.
+        pieces: the text, token by token, each with how unsure the network was, in nats, when it
+            was committed.
     """
 
     text: str
@@ -72,9 +78,29 @@ class Reply:
     tokens: tuple[int, ...]
     finish_reason: str
     stats: Stats
+    pieces: tuple[tuple[str, float], ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
         return self.text
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        calls = [json.dumps(asdict(call), ensure_ascii=False) for call in self.tool_calls]
+        note = self.summary
+        return page(self.text, self.pieces, thought=self.thought, calls=calls, note=note)
+
+    @property
+    def summary(self) -> str:
+        """One line: how it came about."""
+        stats = self.stats
+        ends = {"length": ", cut at max_new_tokens", "context": ", the context is full"}
+        reused = f", {stats.reused_tokens} of {stats.prompt_tokens} prompt tokens reused"
+        return (
+            f"{stats.new_tokens} tokens in {stats.seconds:.1f} s ({stats.tokens_per_second:.1f}/s)"
+            f"{ends.get(self.finish_reason, '')}, {stats.steps_per_canvas:.1f} steps/canvas, "
+            f"{stats.tokens_per_forward:.1f} tokens/forward{reused if stats.reused_tokens else ''}"
+            f", seed {stats.seed}"
+        )
 
 
 def repeats(tokens: Sequence[int], *, longest: int = 32, times: int = 4, least: int = 16) -> bool:
@@ -95,12 +121,19 @@ def repeats(tokens: Sequence[int], *, longest: int = 32, times: int = 4, least: 
 
 
 def stats_of(
-    commits: Sequence[Commit], tokens: Sequence[int], *, seed: int, prompt: int, seconds: float
+    commits: Sequence[Commit],
+    tokens: Sequence[int],
+    *,
+    seed: int,
+    prompt: int,
+    reused: int,
+    seconds: float,
 ) -> Stats:
     """Sum up the canvases of one answer."""
     return Stats(
         seed=seed,
         prompt_tokens=prompt,
+        reused_tokens=reused,
         new_tokens=len(tokens),
         steps=tuple(commit.steps for commit in commits),
         revisions=sum(commit.revisions for commit in commits),

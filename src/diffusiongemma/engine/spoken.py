@@ -12,12 +12,16 @@ from diffusiongemma.dialog.tokenizer import Tokenizer
 
 
 class Spoken:
-    """Takes all tokens of an answer, gives the text that a reader sees."""
+    """Takes all tokens of an answer, gives the text that a reader sees.
+
+    Attributes:
+        places: where, among all tokens, those stand that a reader sees.
+    """
 
     def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str] = ()) -> None:
         self._stream = None if tokenizer is None else TextStream(tokenizer, stop)
         self._aside = None if tokenizer is None else Aside(tokenizer)
-        self._places: list[int] = []  # of the answer's own tokens among all
+        self.places: list[int] = []
         self._count = 0
         self._texts: list[str] = []
 
@@ -38,7 +42,7 @@ class Spoken:
             return self._count
         kept = self._stream.tokens_kept
         # Up to the first token of the stop string, thoughts and calls before it included.
-        return self._places[kept] if kept < len(self._places) else self._count
+        return self.places[kept] if kept < len(self.places) else self._count
 
     def push(self, tokens: Sequence[int]) -> str:
         """Take tokens; give the new text that is final."""
@@ -48,7 +52,7 @@ class Spoken:
         said = []
         for token in tokens:
             if self._aside.speaks(token):
-                self._places.append(self._count)
+                self.places.append(self._count)
                 said.append(token)
             self._count += 1
         return self._note(self._stream.push(said))

@@ -4,8 +4,8 @@ Contract: softmax(q @ k.T) @ v with scale 1 (queries and keys are normed, so Gem
 nothing), softmax in float32, query heads shared evenly among key heads. `mask_TC` is True where a
 query may look; None means everywhere. Output in the dtype of the queries.
 
-It is called once per row, with exactly that row's keys: keys are never padded, so neighbours in a
-batch cannot change a row's bits.
+It is called with exactly a row's keys: they are never padded, so neighbours in a batch cannot
+change a row's bits. Only rows with equally many keys may share a call.
 """
 
 import torch.nn.functional as F
@@ -31,6 +31,21 @@ def attend(
     mask = None if mask_TC is None else mask_TC.repeat(groups, 1)
     out = F.scaled_dot_product_attention(q, k_KCH[None], v_KCH[None], attn_mask=mask, scale=1.0)
     return out.view(-1, groups, tokens, width).permute(2, 0, 1, 3).reshape(tokens, heads, width)
+
+
+def attend_alike(
+    q_BTNH: Float[Tensor, "B T N H"],
+    k_BKCH: Float[Tensor, "B K C H"],
+    v_BKCH: Float[Tensor, "B K C H"],
+) -> Float[Tensor, "B T N H"]:
+    """`attend` for several rows that have equally many keys, and see all of them; the same bits."""
+    rows, tokens, heads, width = q_BTNH.shape
+    groups = heads // k_BKCH.shape[1]
+    q = q_BTNH.view(rows, tokens, -1, groups, width).permute(0, 2, 3, 1, 4)
+    q = q.reshape(rows, -1, groups * tokens, width)
+    out = F.scaled_dot_product_attention(q, k_BKCH, v_BKCH, scale=1.0)
+    out = out.view(rows, -1, groups, tokens, width).permute(0, 3, 1, 2, 4)
+    return out.reshape(rows, tokens, heads, width)
 
 
 def attend_rows(

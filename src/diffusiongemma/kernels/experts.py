@@ -8,12 +8,19 @@ bit, whoever else is in the batch.
 Reference: tokens are sorted by expert and each expert multiplies its own group.
 """
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffusiongemma.kernels.fast import CHUNK, fast
 from diffusiongemma.kernels.gated import gated
-from diffusiongemma.kernels.linear import linear
+from diffusiongemma.kernels.linear import OUTPUTS, ROWS, linear
+
+# Products of a token and a gate_up weight, up to which every expert takes every token. In float32 a
+# call is cheaper and a product dearer than in bfloat16, and it never paid.
+_ALL = {torch.bfloat16: 1 << 23}
 
 
 def experts(
@@ -32,6 +39,19 @@ def experts(
         gate_up: gate rows, then up rows, of each expert.
         down_EDF: the way back.
     """
+    wide = min(gate_up.shape[1], down_EDF.shape[1]) >= OUTPUTS
+    twin = _lean if wide and fast(x_SD) else plain
+    return twin(x_SD, expert_SG, weight_SG, gate_up, down_EDF)
+
+
+def plain(
+    x_SD: Float[Tensor, "S D"],
+    expert_SG: Int[Tensor, "S G"],
+    weight_SG: Float[Tensor, "S G"],
+    gate_up: Float[Tensor, "E two_F D"],
+    down_EDF: Float[Tensor, "E D F"],
+) -> Float[Tensor, "S D"]:
+    """The reference."""
     tokens, chosen = expert_SG.shape
     order = expert_SG.reshape(-1).argsort(stable=True)
     counts = torch.bincount(expert_SG.reshape(-1), minlength=gate_up.shape[0]).tolist()
@@ -54,3 +74,79 @@ def experts(
 def _feed(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     gate, up = linear(x, gate_up).chunk(2, dim=-1)
     return linear(gated(gate, up), down)
+
+
+def _lean(
+    x_SD: Tensor, expert_SG: Tensor, weight_SG: Tensor, gate_up: Tensor, down_EDF: Tensor
+) -> Tensor:
+    """One buffer for all groups; each begins at a multiple of four rows (see `linear`)."""
+    expert_SG, place_SG = expert_SG.sort(dim=1)
+    weight_SG = weight_SG.gather(1, place_SG)
+    tokens, count = len(x_SD), gate_up.shape[0]
+    if tokens % ROWS == 0 and tokens * gate_up.numel() <= _ALL.get(x_SD.dtype, 0):
+        slot_SG = expert_SG * tokens + torch.arange(tokens)[:, None]
+        return _gathered(_all(x_SD, gate_up, down_EDF), slot_SG, weight_SG)
+    slot_SG, source, groups = _places(expert_SG, count)
+    x = x_SD.index_select(0, source)
+    hidden = x.new_empty(len(x), gate_up.shape[1])
+    for expert, start, stop in groups:
+        torch.mm(x[start:stop], gate_up[expert].t(), out=hidden[start:stop])
+    gate, up = hidden.chunk(2, dim=-1)
+    hidden = gated(gate, up)
+    for expert, start, stop in groups:
+        torch.mm(hidden[start:stop], down_EDF[expert].t(), out=x[start:stop])
+    return _gathered(x, slot_SG, weight_SG)
+
+
+def _all(x_SD: Tensor, gate_up: Tensor, down_EDF: Tensor) -> Tensor:
+    """Every expert's answer to every token, (E S, D): for few tokens and small experts, where
+    calls cost more than products. A row's bits are those of its group.
+    """
+    count, width = gate_up.shape[0], x_SD.shape[1]
+    hidden = F.linear(x_SD, gate_up.view(-1, width)).view(len(x_SD) * count, -1)
+    gate, up = hidden.chunk(2, dim=-1)
+    hidden = gated(gate, up).view(len(x_SD), count, -1).transpose(0, 1)
+    return torch.bmm(hidden, down_EDF.transpose(1, 2)).view(-1, width)
+
+
+def _places(expert_SG: Tensor, count: int) -> tuple[Tensor, Tensor, list[tuple[int, int, int]]]:
+    """Where each token's copies lie in a buffer sorted by expert. Numpy, for its smaller calls.
+
+    Args:
+        expert_SG: the experts of each token, ascending.
+        count: E.
+
+    Returns:
+        the places; the token that is copied to each row; (expert, first row, end) of each expert
+        that has any.
+    """
+    tokens, chosen = expert_SG.shape
+    flat = expert_SG.numpy().reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    counts = np.bincount(flat, minlength=count)
+    padded = counts + -counts % ROWS
+    starts = padded.cumsum() - padded
+    slot = np.empty_like(order)
+    slot[order] = np.arange(flat.size) + np.repeat(starts - counts.cumsum() + counts, counts)
+    source = np.zeros(int(padded.sum()), dtype=np.int64)  # a group is padded with the first token
+    source[slot] = np.arange(flat.size) // chosen
+    ends = (starts + padded).tolist()
+    both = zip(starts.tolist(), ends, strict=True)
+    groups = [(expert, a, b) for expert, (a, b) in enumerate(both) if a < b]
+    return torch.from_numpy(slot).view(tokens, chosen), torch.from_numpy(source), groups
+
+
+def _gathered(answers: Tensor, slot_SG: Tensor, weight_SG: Tensor) -> Tensor:
+    """The weighted sum of each token's answers, in the order of its slots."""
+    width = answers.shape[1]
+    out = answers.new_empty(slot_SG.shape[0], width)
+    rows = max(1, CHUNK // width)
+    for slot, weight, part in zip(
+        slot_SG.split(rows), weight_SG.split(rows), out.split(rows), strict=True
+    ):
+        total = answers.index_select(0, slot[:, 0]).float().mul_(weight[:, :1])
+        for g in range(1, slot.shape[1]):
+            answer = answers.index_select(0, slot[:, g]).float()
+            total.add_(answer.mul_(weight[:, g : g + 1]))
+        part.copy_(total)
+    return out

@@ -11,11 +11,17 @@ eight experts has, differ by more. A single bfloat16 row differs too, from 1,408
 rows padded to a multiple of four, and outputs to sixteen, nothing was seen to differ in any format.
 """
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusiongemma.kernels.fast import fast
+
 ROWS, OUTPUTS = 4, 16
+_SMALL = 100_000  # bytes of weights that are copied in less time than a call takes
 
 
 def linear(x_SD: Float[Tensor, "S D"], weight_FD: Float[Tensor, "F D"]) -> Float[Tensor, "S F"]:
@@ -28,6 +34,17 @@ def linear(x_SD: Float[Tensor, "S D"], weight_FD: Float[Tensor, "F D"]) -> Float
     rows, outputs = x_SD.shape[0], weight_FD.shape[0]
     if x_SD.device.type != "cpu" or (rows % ROWS == 0 and outputs >= OUTPUTS):
         return F.linear(x_SD, weight_FD)
-    x_SD = F.pad(x_SD, (0, 0, 0, -rows % ROWS))
-    weight_FD = F.pad(weight_FD, (0, 0, 0, max(0, OUTPUTS - outputs)))
+    if rows % ROWS:
+        x_SD = F.pad(x_SD, (0, 0, 0, -rows % ROWS))
+    if outputs < OUTPUTS:
+        weight_FD = F.pad(weight_FD, (0, 0, 0, OUTPUTS - outputs))
     return F.linear(x_SD, weight_FD)[:rows, :outputs]
+
+
+def linears(
+    x_SD: Float[Tensor, "S D"], weights: Sequence[Float[Tensor, "_ D"]]
+) -> Sequence[Float[Tensor, "S _"]]:
+    """Multiply every row with several weights: one product if they are small, else one each."""
+    if sum(weight.nbytes for weight in weights) > _SMALL or not fast(x_SD):
+        return [linear(x_SD, weight) for weight in weights]
+    return linear(x_SD, torch.cat(list(weights))).split([len(weight) for weight in weights], dim=-1)

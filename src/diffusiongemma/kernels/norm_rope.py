@@ -6,20 +6,40 @@ h + H/2. "Proportional" partial rotation (Gemma's full layers): the frequencies 
 whole head, but only the first `partial` share of the H/2 pairs turns; the rest have frequency 0.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from diffusiongemma.kernels.fast import fast
 
 
 def rms_norm(
     x: Float[Tensor, "*axes D"], weight_D: Float[Tensor, " D"] | None, eps: float
 ) -> Float[Tensor, "*axes D"]:
     """x / sqrt(mean(x^2) + eps), times the weight where there is one, in the dtype of x."""
+    if fast(x):  # the same formula in one call; it warns of a weight in another format
+        weight_D = None if weight_D is None else weight_D.to(x.dtype)
+        return torch.rms_norm(x, x.shape[-1:], weight_D, eps)
+    return plain(x, weight_D, eps).to(x.dtype)
+
+
+def rms_norms(
+    x: Float[Tensor, "*axes D"], weights: Sequence[Float[Tensor, " D"]], eps: float
+) -> list[Float[Tensor, "*axes D"]]:
+    """`rms_norm` with each of several weights; x is normed once."""
+    normed = rms_norm(x.float(), None, eps)
+    return [(normed * weight_D.float()).to(x.dtype) for weight_D in weights]
+
+
+def plain(
+    x: Float[Tensor, "*axes D"], weight_D: Float[Tensor, " D"] | None, eps: float
+) -> Float[Tensor, "*axes D"]:
+    """The formula as it is written, in float32."""
     wide = x.float()
     normed = wide * torch.pow(wide.pow(2).mean(-1, keepdim=True) + eps, -0.5)
-    if weight_D is not None:
-        normed = normed * weight_D.float()
-    return normed.to(x.dtype)
+    return normed if weight_D is None else normed * weight_D.float()
 
 
 def frequencies(width: int, theta: float, partial: float, device: torch.device) -> Tensor:
@@ -39,21 +59,33 @@ def frequencies(width: int, theta: float, partial: float, device: torch.device) 
 
 def rotation(
     positions_S: Int[Tensor, " S"], frequency: Float[Tensor, " pairs"]
-) -> tuple[Float[Tensor, "S pairs"], Float[Tensor, "S pairs"]]:
-    """Cosine and sine of every position's angles, float32."""
-    angle = positions_S[:, None].float() * frequency
-    return angle.cos(), angle.sin()
+) -> tuple[Float[Tensor, "S 1 H"], Float[Tensor, "S 1 H"]]:
+    """Cosine and sine of every position's angles, float32, as `turned` takes them.
+
+    Each stands there for both channels of a pair; the sine has its sign for the first.
+    """
+    angle = positions_S[:, None, None].float() * frequency
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+def turned(
+    x_SNH: Float[Tensor, "S N H"], turn: tuple[Float[Tensor, "S 1 H"], Float[Tensor, "S 1 H"]]
+) -> Float[Tensor, "S N H"]:
+    """Rotate every head of each token by the token's position, in float32."""
+    cos, sin = turn
+    low, high = x_SNH.chunk(2, dim=-1)
+    crossed = torch.cat([high, low], dim=-1)
+    if fast(x_SNH):
+        return crossed.mul_(sin).add_(x_SNH * cos)
+    return x_SNH * cos + crossed * sin
 
 
 def norm_rope(
     x_SNH: Float[Tensor, "S N H"],
     weight_H: Float[Tensor, " H"] | None,
     eps: float,
-    turn: tuple[Float[Tensor, "S pairs"], Float[Tensor, "S pairs"]],
+    turn: tuple[Float[Tensor, "S 1 H"], Float[Tensor, "S 1 H"]],
 ) -> Float[Tensor, "S N H"]:
     """RMS norm of each head, then rotation by position; rounded once, at the end."""
-    normed = rms_norm(x_SNH.float(), weight_H, eps)
-    cos, sin = (part[:, None, :] for part in turn)
-    low, high = normed.chunk(2, dim=-1)
-    turned = torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
-    return turned.to(x_SNH.dtype)
+    return turned(rms_norm(x_SNH.float(), weight_H, eps), turn).to(x_SNH.dtype)

@@ -8,7 +8,8 @@ and p = softmax(x):
     soft    = round(p) @ E * scale             asked   = see `Ask`
 
 No caller ever sees a tensor of vocabulary size, so that the fast twins may keep it in pieces or
-never make it. This is the reference: one row of the batch at a time, in plain torch.
+never make it. The reference is here, one row of the batch at a time, in plain torch; the CPU's twin
+is in `readout_cpu`.
 """
 
 from collections.abc import Callable
@@ -18,15 +19,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from diffusiongemma.kernels.draw import draw
+from diffusiongemma.kernels.fast import fast
 from diffusiongemma.kernels.linear import linear
+from diffusiongemma.kernels.readout_cpu import read_positions, softcapped_
 
 Shaper = Callable[[Tensor], Tensor]
 """Changes the softcapped logits of one row, float32 (L, V), before the temperature: bans, biases,
 grammars. A ban is a large negative number (see `BANNED`), never minus infinity, whose product with
-probability zero is not a number."""
+probability zero is not a number. One that looks at each position by itself may say so with an
+attribute `pointwise` that is true; it is then shown any positions together."""
 
 BANNED = -1.0e9
-_PIECE = 1024  # vocabulary entries whose mass is summed together when a token is drawn
+_TOGETHER = 1 << 18  # logits that are made and read together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,58 +118,80 @@ def readout(
         ask: what else to report.
     """
     ask = ask or Ask()
-    rows = []
-    for row, hidden_LD in enumerate(hidden_BLD):
-        x_LV = softcapped(hidden_LD, embedding_VD, cap)
-        if shaper is not None:
-            x_LV = shaper(x_LV)
-        x_LV = x_LV / temperature_B[row]
-        p_LV = torch.softmax(x_LV, dim=-1)
-        log_LV = torch.log_softmax(x_LV, dim=-1)
-        report = {
-            "token_BL": draw(p_LV, uniform_BL[row]),
-            "best_BL": x_LV.argmax(-1),
-            "entropy_BL": -(p_LV * log_LV).sum(-1),
-            "soft_BLD": expected_embedding(p_LV, embedding_VD, scale),
-        }
-        rows.append(report | _asked(ask, row, p_LV, log_LV))
-    return Readout(**{name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+    rows, length, _ = hidden_BLD.shape
+    # Small vocabularies are read for several rows together.
+    some = max(1, _TOGETHER // (length * len(embedding_VD))) if fast(hidden_BLD) else 1
+    read = _lean if fast(hidden_BLD) else _plain
+    reports = []
+    for start in range(0, rows, some):
+        part = slice(start, start + some)
+        ids_BL = None if ask.ids_BL is None else ask.ids_BL[part]
+        one = replace(ask, ids_BL=ids_BL)
+        report, p_BLV = read(
+            hidden_BLD[part], embedding_VD, cap, temperature_B[part], uniform_BL[part], shaper, one
+        )
+        soft = [expected_embedding(p_LV, embedding_VD, scale) for p_LV in p_BLV]
+        reports.append(report | {"soft_BLD": torch.stack(soft)})
+    return Readout(**{name: torch.cat([r[name] for r in reports]) for name in reports[0]})
 
 
-def _asked(ask: Ask, row: int, p_LV: Tensor, log_LV: Tensor) -> dict[str, Tensor]:
-    report = {}
+def _plain(
+    hidden_BLD: Tensor,
+    embedding_VD: Tensor,
+    cap: float,
+    temperature_B: Tensor,
+    uniform_BL: Tensor,
+    shaper: Shaper | None,
+    ask: Ask,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One row's report and its probabilities, (1, L, V): the reference."""
+    x_LV = softcapped(hidden_BLD[0], embedding_VD, cap)
+    if shaper is not None:
+        x_LV = shaper(x_LV)
+    x_LV = x_LV / temperature_B
+    p_LV = torch.softmax(x_LV, dim=-1)
+    log_LV = torch.log_softmax(x_LV, dim=-1)
+    report = {
+        "token_BL": draw(p_LV, uniform_BL[0]),
+        "best_BL": x_LV.argmax(-1),
+        "entropy_BL": -(p_LV * log_LV).sum(-1),
+    }
     if ask.top:
         report["top_logprob_BLG"], report["top_BLG"] = log_LV.topk(ask.top, dim=-1)
     if ask.ids_BL is not None:
-        report["logprob_BL"] = log_LV.gather(-1, ask.ids_BL[row][:, None])[:, 0]
+        report["logprob_BL"] = log_LV.gather(-1, ask.ids_BL[0][:, None])[:, 0]
     if ask.members_V is not None:
         report["mass_BL"] = p_LV[:, ask.members_V].sum(-1)
-    return report
+    return {name: value[None] for name, value in report.items()}, p_LV[None]
 
 
-def draw(p_LV: Float[Tensor, "L V"], uniform_L: Float[Tensor, " L"]) -> Int[Tensor, " L"]:
-    """The token at which the cumulated probability passes `uniform` of the total.
-
-    Two levels, pieces of the vocabulary and then the piece itself, in float64: a float32 running
-    sum over 262,144 entries would round rare tokens away.
-    """
-    pieces = p_LV.split(_PIECE, dim=-1)
-    mass = torch.stack([piece.sum(-1, dtype=torch.float64) for piece in pieces], dim=-1)
-    piece_L, left_L = _pass(mass, uniform_L.double() * mass.sum(-1))
-    vocabulary = p_LV.shape[1]
-    ids = piece_L[:, None] * _PIECE + torch.arange(_PIECE, device=p_LV.device)
-    inside = p_LV.gather(-1, ids.clamp(max=vocabulary - 1)).double()
-    inside = inside.masked_fill(ids >= vocabulary, 0.0)
-    place_L, _ = _pass(inside, left_L)
-    return piece_L * _PIECE + place_L
-
-
-def _pass(mass: Tensor, target_L: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the running sum first exceeds the target, and what is left of the target there."""
-    total = mass.cumsum(-1)
-    # Rounding may put the target at the very end; the last entry that has mass is then meant.
-    below_end = torch.nextafter(total[:, -1], torch.zeros_like(target_L))
-    target_L = torch.minimum(target_L, below_end).contiguous()
-    place_L = torch.searchsorted(total, target_L[:, None], right=True)[:, 0]
-    before = total.gather(-1, (place_L - 1).clamp(min=0)[:, None])[:, 0]
-    return place_L, target_L - torch.where(place_L > 0, before, torch.zeros_like(before))
+def _lean(
+    hidden_BLD: Tensor,
+    embedding_VD: Tensor,
+    cap: float,
+    temperature_B: Tensor,
+    uniform_BL: Tensor,
+    shaper: Shaper | None,
+    ask: Ask,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The same of some rows, from the CPU's twin."""
+    rows, length, _ = hidden_BLD.shape
+    logits_SV = linear(hidden_BLD.flatten(0, 1), embedding_VD)
+    left: float | None = cap
+    if shaper is not None and not getattr(shaper, "pointwise", False):
+        # It may look at where a position stands, so it is shown whole rows.
+        capped = softcapped_(logits_SV.float(), cap).view(rows, length, -1)
+        logits_SV = torch.cat([shaper(x_LV) for x_LV in capped])
+        shaper, left = None, None
+    report = read_positions(
+        logits_SV,
+        uniform_BL.flatten(),
+        temperature_B.repeat_interleave(length),
+        cap=left,
+        shaper=shaper,
+        top=ask.top,
+        ids_S=None if ask.ids_BL is None else ask.ids_BL.flatten(),
+        members_V=ask.members_V,
+    )
+    shaped = {name: value.unflatten(0, (rows, length)) for name, value in report.items()}
+    return shaped, logits_SV.unflatten(0, (rows, length))

@@ -8,13 +8,14 @@ normed without weight, on every layer, and not turned.
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffusiongemma.kernels.linear import linears
 from diffusiongemma.kernels.norm_rope import norm_rope, rms_norm
 from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.layers import Linear, RMSNorm
 from diffusiongemma.model.passes import Pass
 
 Turn = tuple[Tensor, Tensor]
-"""Cosine and sine of every packed token's rotation, (S, H / 2) each, float32."""
+"""Cosine and sine of every packed token's rotation, (S, 1, H) each, float32."""
 
 
 class Attention(nn.Module):
@@ -42,9 +43,9 @@ class Attention(nn.Module):
             through: the pass, which holds context and masks.
         """
         tokens, eps = x_SD.shape[0], self.q_norm.eps
-        q_SNH = self.q(x_SD).view(tokens, -1, self.head_dim)
-        k_SKH = self.k(x_SD).view(tokens, -1, self.head_dim)
-        v_SKH = k_SKH if self.v is None else self.v(x_SD).view(tokens, -1, self.head_dim)
+        weights = [part.weight for part in (self.q, self.k, self.v) if part is not None]
+        parts = [out.unflatten(-1, (-1, self.head_dim)) for out in linears(x_SD, weights)]
+        q_SNH, k_SKH, v_SKH = parts[0], parts[1], parts[-1]
         q_SNH = norm_rope(q_SNH, self.q_norm.weight, eps, turn)
         k_SKH = norm_rope(k_SKH, self.k_norm.weight, eps, turn)
         v_SKH = rms_norm(v_SKH, None, eps)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffusiongemma.kernels.norm_rope import rms_norms
 from diffusiongemma.model.attention import Attention, Turn
 from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.experts import Experts, Router
@@ -49,8 +50,9 @@ class Block(nn.Module):
         """Packed tokens through the layer."""
         attended = self.attention(self.before_attention(x_SD), turn, through)
         x_SD = x_SD + self.after_attention(attended)
-        dense = self.after_dense(self.dense(self.before_dense(x_SD)))
-        chosen = self.router(x_SD)
-        routed = self.after_experts(self.experts(self.before_experts(x_SD), *chosen))
+        weights = (self.before_dense.weight, self.before_experts.weight)
+        for_dense, for_experts = rms_norms(x_SD, weights, self.before_dense.eps)
+        dense = self.after_dense(self.dense(for_dense))
+        routed = self.after_experts(self.experts(for_experts, *self.router(x_SD)))
         x_SD = x_SD + self.after_branches(dense + routed)
         return through.scale(x_SD, self.encode_scalar, self.denoise_scalar)

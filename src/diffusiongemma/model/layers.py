@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffusiongemma.kernels.gated import gated
-from diffusiongemma.kernels.linear import linear
+from diffusiongemma.kernels.linear import linear, linears
 from diffusiongemma.kernels.norm_rope import rms_norm
 
 
@@ -64,4 +64,5 @@ class FeedForward(nn.Module):
 
     def forward(self, x_SD: Float[Tensor, "S D"]) -> Float[Tensor, "S D"]:
         """Each row by itself."""
-        return self.down(gated(self.gate(x_SD), self.up(x_SD)))
+        gate, up = linears(x_SD, (self.gate.weight, self.up.weight))
+        return self.down(gated(gate, up))

@@ -2,7 +2,7 @@
 
 A pass knows, for the packed tokens of all rows, their positions, and what each row's queries see.
 The layers above it are the same in both: they make queries, keys and values and ask the pass to
-attend. Attention runs row by row over exactly the row's own keys.
+attend. Attention runs over exactly each row's own keys; rows with equally many share a call.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffusiongemma.kernels.attention import attend
+from diffusiongemma.kernels.attention import attend, attend_alike
 from diffusiongemma.model import masks
 from diffusiongemma.model.config import ModelConfig
 from diffusiongemma.model.context import Context, Row
+
+_BLOCK = 128  # queries of a sliding layer that attend together, at least
 
 
 @runtime_checkable
@@ -56,6 +58,7 @@ class Encode:
             start += tokens
         self.positions_S = torch.cat(positions)
         self._spans = list(spans)
+        self._text = [not bool((span_T >= 0).any()) for span_T in self._spans]
         self._masks: dict[tuple[int, int, int], Tensor | None] = {}
 
     def attend(
@@ -75,9 +78,29 @@ class Encode:
             if store.window is not None:
                 seen = part.stop - part.start + store.window - 1
                 k_KCH, v_KCH = k_KCH[:, -seen:], v_KCH[:, -seen:]
+                if part.stop - part.start > 2 * max(_BLOCK, store.window) and self._text[number]:
+                    parts += self._along(store.window, q_SNH[part], k_KCH, v_KCH)
+                    continue
             mask_TC = self._mask(number, k_KCH.shape[1], store.window)
             parts.append(attend(q_SNH[part], k_KCH, v_KCH, mask_TC))
         return torch.cat(parts)
+
+    def _along(self, size: int, q_TNH: Tensor, k_KCH: Tensor, v_KCH: Tensor) -> list[Tensor]:
+        """A window's attention block by block: most of the square is masked for a long text."""
+        tokens, keys, block = q_TNH.shape[0], k_KCH.shape[1], max(_BLOCK, size)
+        before, parts = keys - tokens, []
+        for start in range(0, tokens, block):
+            stop = min(start + block, tokens)
+            first = max(0, before + start - size + 1)
+            seen = slice(first, before + stop)
+            place = (-1, (stop - start), seen.stop - first)
+            if place not in self._masks:  # the same for all blocks but the first and the last
+                query_T = torch.arange(before + start, before + stop, device=q_TNH.device)
+                key_C = torch.arange(first, before + stop, device=q_TNH.device)
+                self._masks[place] = masks.window(query_T, key_C, size)
+            mask_TC = self._masks[place]
+            parts.append(attend(q_TNH[start:stop], k_KCH[:, seen], v_KCH[:, seen], mask_TC))
+        return parts
 
     def scale(self, x_SD: Tensor, encode_scalar: Tensor, denoise_scalar: Tensor) -> Tensor:
         """All tokens are encoded."""
@@ -125,6 +148,7 @@ class Denoise:
         self.context, self.width = context, width
         across = torch.arange(width, device=context.device)
         self.positions_S = torch.cat([row.length + across for row in context.rows])
+        self._groups: dict[int | None, list[list[int]]] = {}
 
     def scale(self, x_SD: Tensor, encode_scalar: Tensor, denoise_scalar: Tensor) -> Tensor:
         """All tokens are denoised."""
@@ -138,14 +162,46 @@ class Denoise:
         v_SKH: Float[Tensor, "S K H"],
     ) -> Float[Tensor, "S N H"]:
         """Let each row's canvas see its context and itself; writes nothing."""
-        parts = []
-        for number, row in enumerate(self.context.rows):
-            part = slice(number * self.width, (number + 1) * self.width)
-            k_KCH, v_KCH = k_SKH[part].transpose(0, 1), v_SKH[part].transpose(0, 1)
-            store = row.stores[layer]
-            seen = store.read(masks.canvas_sees(row.length, store.window).start)
-            if seen is not None:
-                k_KCH = torch.cat([seen[0], k_KCH], dim=1)
-                v_KCH = torch.cat([seen[1], v_KCH], dim=1)
-            parts.append(attend(q_SNH[part], k_KCH, v_KCH))
+        rows = self.context.rows
+        q_BTNH, k_BTKH, v_BTKH = (
+            part.unflatten(0, (len(rows), self.width)) for part in (q_SNH, k_SKH, v_SKH)
+        )
+        groups = self._alike(rows[0].stores[layer].window)
+        if len(groups) == 1:
+            k_BKCH, v_BKCH = self._keys(layer, rows, k_BTKH, v_BTKH)
+            return attend_alike(q_BTNH, k_BKCH, v_BKCH).flatten(0, 1)
+        parts: list[Tensor] = [q_SNH] * len(rows)
+        for numbers in groups:
+            k_BKCH, v_BKCH = self._keys(
+                layer, [rows[n] for n in numbers], k_BTKH[numbers], v_BTKH[numbers]
+            )
+            out = attend_alike(q_BTNH[numbers], k_BKCH, v_BKCH)
+            for number, one in zip(numbers, out.unbind(), strict=True):
+                parts[number] = one
         return torch.cat(parts)
+
+    def _keys(
+        self, layer: int, rows: Sequence[Row], k_BTKH: Tensor, v_BTKH: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values that rows with equally long contexts see: context, then canvas."""
+        k_BKCH, v_BKCH = k_BTKH.transpose(1, 2), v_BTKH.transpose(1, 2)
+        first = [masks.canvas_sees(r.length, r.stores[layer].window).start for r in rows]
+        seen = [r.stores[layer].read(n) for r, n in zip(rows, first, strict=True)]
+        found = [one for one in seen if one is not None]
+        if not found:
+            return k_BKCH, v_BKCH
+        if len(rows) == 1:
+            k_old, v_old = (part[None] for part in found[0])
+        else:
+            k_old, v_old = (torch.stack([one[part] for one in found]) for part in (0, 1))
+        return torch.cat([k_old, k_BKCH], dim=2), torch.cat([v_old, v_BKCH], dim=2)
+
+    def _alike(self, window: int | None) -> list[list[int]]:
+        """Rows by how much of their context a canvas sees; remembered for the layers to come."""
+        if window not in self._groups:
+            groups: dict[int, list[int]] = {}
+            for number, row in enumerate(self.context.rows):
+                seen = masks.canvas_sees(row.length, window)
+                groups.setdefault(seen.stop - seen.start, []).append(number)
+            self._groups[window] = list(groups.values())
+        return self._groups[window]

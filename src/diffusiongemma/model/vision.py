@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffusiongemma.core.errors import InputError
 from diffusiongemma.core.patches import Patches
 from diffusiongemma.kernels.attention import attend
-from diffusiongemma.kernels.norm_rope import frequencies, rms_norm, rotation
+from diffusiongemma.kernels.norm_rope import frequencies, rms_norm, rotation, turned
 from diffusiongemma.model.config import VisionConfig
 from diffusiongemma.model.layers import FeedForward, Linear, RMSNorm
 
@@ -53,12 +53,8 @@ def _turn_both(
 ) -> Float[Tensor, "P N H"]:
     """Norm the whole head, then turn its first half by x and its second by y."""
     halves = rms_norm(x_PNH.float(), norm.weight, norm.eps).chunk(2, dim=-1)
-    turned = []
-    for half, (cos, sin) in zip(halves, turns, strict=True):
-        low, high = half.chunk(2, dim=-1)
-        cos, sin = cos[:, None, :], sin[:, None, :]
-        turned += [low * cos - high * sin, high * cos + low * sin]
-    return torch.cat(turned, dim=-1).to(x_PNH.dtype)
+    both = [turned(half, turn) for half, turn in zip(halves, turns, strict=True)]
+    return torch.cat(both, dim=-1).to(x_PNH.dtype)
 
 
 class VisionBlock(nn.Module):

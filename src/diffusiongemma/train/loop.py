@@ -37,6 +37,7 @@ def train(
     eos: int,
     pad: int,
     report: Report | None = None,
+    sample: Callable[[], None] | None = None,
 ) -> Average:
     """Train, from the last checkpoint in the folder if there is one.
 
@@ -48,6 +49,7 @@ def train(
         eos: fills the last canvas.
         pad: fills what is left.
         report: is given each line of the log.
+        sample: is called after each checkpoint, with the averaged weights in the network.
 
     Returns:
         the averaged weights, which are the ones to keep.
@@ -74,10 +76,24 @@ def train(
             clock = now
             if run.step % config.save_every == 0 or run.step == config.steps:
                 save(run, config, folder)
+                if sample is not None:
+                    _shown(run, sample)
+                    clock = time.perf_counter()
     except KeyboardInterrupt:
         save(run, config, folder)  # of the last whole step; the broken one is done again
         raise
     return run.average
+
+
+def _shown(run: Run, sample: Callable[[], None]) -> None:
+    """Let somebody look at the averaged weights."""
+    run.average.swap(run.model)
+    run.model.eval()
+    try:
+        sample()
+    finally:
+        run.model.train()
+        run.average.swap(run.model)
 
 
 def _step(run: Run, batch: Any, config: TrainConfig, wanted: bool) -> dict[str, Any]:
@@ -114,7 +130,7 @@ def _step(run: Run, batch: Any, config: TrainConfig, wanted: bool) -> dict[str, 
             "balance": float(balance.detach()),
             "norm": float(norm),
             "lr": rate(run.step, config),
-            "least_expert": [round(min(layer), 4) for layer in shares],
+            "expert_share": [[round(share, 4) for share in layer] for layer in shares],
         }
         if not math.isfinite(line["loss"] + line["norm"]):
             raise DivergedError(

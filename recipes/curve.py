@@ -1,0 +1,41 @@
+"""The course of a run as a picture: the denoiser's loss by step.
+
+pip install matplotlib
+python recipes/curve.py recipes/small.jsonl docs/pictures/curve.svg
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+from matplotlib import pyplot
+
+
+def main() -> None:
+    """Read the log, draw."""
+    log, picture = map(Path, sys.argv[1:3])
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    # Batches of records are told by their encoder: sentences and JSON are easier to guess.
+    records = [line for line in lines if line["encoder"] < 0.3]
+    short = [line for line in lines if line["encoder"] >= 0.3]
+    pyplot.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "1", "font.family": "sans-serif"}
+    figure, axes = pyplot.subplots(figsize=(7.2, 3.2), layout="constrained")
+    for part, colour, name in (
+        (short, "#e8710a", "sums, sorting, reversing, sudoku"),
+        (records, "#1f5fbf", "records"),
+    ):
+        across = [line["step"] for line in part]
+        axes.plot(
+            across, [line["denoiser"] for line in part], ".", ms=2.5, color=colour, label=name
+        )
+    axes.set(yscale="log", ylim=(3e-4, 6), xlabel="step", ylabel="denoiser's loss, nats a position")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, markerscale=4)
+    figure.savefig(picture, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()

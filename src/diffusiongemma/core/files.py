@@ -1,0 +1,56 @@
+"""Text files that people name: checked before the work, written whole or not at all after it."""
+
+import contextlib
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from diffusiongemma.core.errors import InputError
+
+_HELP = "name a file in a folder that exists and is yours"
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuse a file that surely cannot be written; nothing is touched.
+
+    Raises:
+        InputError: it is a folder, or lies in none that can be written to.
+    """
+    name = os.fspath(path)
+    target = Path(os.path.realpath(name))
+    if not name or not target.parent.is_dir():
+        raise InputError(f"'{name}' cannot be written: there is no such folder; make it first")
+    if target.is_dir():
+        raise InputError(f"'{name}' cannot be written: it is a folder; {_HELP}")
+    place = target if target.exists() and not target.is_file() else target.parent
+    if not os.access(place, os.W_OK):
+        raise InputError(f"'{name}' cannot be written: no permission in {place}; {_HELP}")
+
+
+def write_whole(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a text file, whole or not at all: what was there stays until all of it is written.
+
+    A link is followed, a pipe or a device is written to, and a file keeps its permissions.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    scratch = target.with_name(f".{target.name[:80]}.{secrets.token_hex(4)}")
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            Path(path).write_text(text, encoding="utf-8")  # a pipe or a terminal; a folder refuses
+            return Path(path)
+        scratch.write_text(text, encoding="utf-8", errors="replace")
+        if target.exists():
+            shutil.copymode(target, scratch)
+        os.replace(scratch, target)
+    except OSError as error:
+        raise InputError(
+            f"'{os.fspath(path)}' cannot be written: {error.strerror or error}; {_HELP}"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+    return Path(path)

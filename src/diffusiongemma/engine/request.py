@@ -1,0 +1,134 @@
+"""One answer on its way: a prompt that was read, the loop over it, its events and its reply.
+
+Whoever calls decides what the context holds of the prompt already, and who gets to see the events.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from diffusiongemma.core.patches import Patches
+from diffusiongemma.dialog.chat import Chat
+from diffusiongemma.dialog.pieces import pieces
+from diffusiongemma.diffusion.loop import Commit, DraftStep, Recipe, answer
+from diffusiongemma.engine.events import Event, Finished, committed, refined
+from diffusiongemma.engine.reply import Reply, stats_of
+from diffusiongemma.engine.spoken import Spoken
+from diffusiongemma.model.context import Context
+from diffusiongemma.model.model import DiffusionGemma, Inputs
+
+PROMPT_CHUNK = 1024  # tokens of a prompt that are encoded in one pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A prompt, read and checked, and what decides its answer.
+
+    Attributes:
+        ids: of the prompt, images spread out.
+        images: one for each image span of `ids`.
+        recipe: of the answer.
+        spoken: what has been said of the answer; empty at first.
+        started: when it was asked, on the performance counter.
+    """
+
+    ids: list[int]
+    images: list[Patches]
+    recipe: Recipe
+    spoken: Spoken
+    started: float
+
+
+def embed(model: DiffusionGemma, request: Request, tokens: int = 0, images: int = 0) -> Inputs:
+    """The prompt without its first tokens and images, ready to encode.
+
+    Raises:
+        InputError: images and their placeholders do not fit each other.
+    """
+    with torch.no_grad():
+        ids_BT = torch.tensor([request.ids[tokens:]], device=model.device)
+        return model.embed(ids_BT, request.images[images:])
+
+
+def encode(model: DiffusionGemma, inputs: Inputs, context: Context) -> None:
+    """Read a prompt, or the rest of one, into the context."""
+    for chunk in inputs.chunks(PROMPT_CHUNK):
+        with torch.no_grad():
+            model.encode(chunk, context)
+
+
+def draft(
+    model: DiffusionGemma, context: Context, request: Request
+) -> Iterator[DraftStep | Commit]:
+    """Answer a prompt that the context holds."""
+    items = answer(model, context, request.recipe)
+    while True:
+        # Not around the yield: whoever reads the stream keeps the mode he had.
+        with torch.no_grad():
+            item = next(items, None)
+        if item is None:
+            return
+        yield item
+
+
+def tell(
+    model: DiffusionGemma, context: Context, request: Request, chat: Chat | None, reused: int = 0
+) -> Iterator[Event]:
+    """Answer a prompt that the context holds, in events."""
+    commits: list[Commit] = []
+    for item in draft(model, context, request):
+        if isinstance(item, DraftStep):
+            yield refined(item)
+            continue
+        commits.append(item)
+        text = request.spoken.push(item.tokens)
+        last = bool(item.reason or request.spoken.stopped)
+        yield committed(item, text + (request.spoken.finish() if last else ""))
+        if last:
+            break
+    yield Finished(reply=conclude(request, commits, chat, reused))
+
+
+def conclude(
+    request: Request, commits: Sequence[Commit], chat: Chat | None, reused: int = 0
+) -> Reply:
+    """The reply that these canvases make.
+
+    Args:
+        request: what was asked, with all that was said.
+        commits: every canvas of the answer.
+        chat: the checkpoint's words, if it has any.
+        reused: tokens of the prompt that did not have to be encoded.
+    """
+    spoken = request.spoken
+    spoken.finish()
+    tokens = tuple(token for commit in commits for token in commit.tokens)[: spoken.tokens_kept]
+    parsed = None if chat is None else chat.parse(tokens)
+    text = "" if parsed is None else parsed.text
+    return Reply(
+        text=spoken.text if spoken.stopped is not None else text,
+        thought=None if parsed is None else parsed.thought,
+        tool_calls=() if parsed is None else tuple(parsed.tool_calls),
+        tokens=tokens,
+        finish_reason="stop" if spoken.stopped is not None else commits[-1].reason or "stop",
+        stats=stats_of(
+            commits,
+            tokens,
+            seed=request.recipe.seed,
+            prompt=len(request.ids),
+            reused=reused,
+            seconds=time.perf_counter() - request.started,
+        ),
+        pieces=() if chat is None else _pieces(commits, tokens, spoken, chat),
+    )
+
+
+def _pieces(
+    commits: Sequence[Commit], tokens: Sequence[int], spoken: Spoken, chat: Chat
+) -> tuple[tuple[str, float], ...]:
+    doubts = [doubt for commit in commits for doubt in commit.entropy]
+    places = [place for place in spoken.places if place < len(tokens)]
+    texts = pieces(chat.tokenizer, [tokens[place] for place in places])
+    return tuple((text, doubts[place]) for text, place in zip(texts, places, strict=True))

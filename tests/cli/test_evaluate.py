@@ -1,0 +1,40 @@
+"""The verb `evaluate`, with the small model inside the package."""
+
+import json
+from pathlib import Path
+
+from cli_help import Call
+
+
+def test_a_table_the_failures_and_every_answer(call: Call, tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    quick = ["--count", "3", "--max-denoising-steps", "1", "--wrong", "2"]
+    done = call("evaluate", "--task", "addition", "--task", "sorting", *quick, "--records", file)
+    assert done.code == 0
+    rows = [line for line in done.out.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows] == ["| task", "| addition", "| sorting"]
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [record["task"] for record in records] == ["addition"] * 3 + ["sorting"] * 3
+    assert all(record["steps"] == [1] * len(record["steps"]) for record in records)
+    wrong = [r for r in records if not r["right"]]
+    assert done.out.count("expected ") == sum(
+        min(2, sum(r["task"] == name for r in wrong)) for name in ("addition", "sorting")
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]
+
+
+def test_the_same_seed_gives_the_same_table(call: Call) -> None:
+    words = ["evaluate", "--task", "sudoku4x4", "--count", "2", "--seed", "5"]
+    assert call(*words).out == call(*words).out
+
+
+def test_mistakes_are_told_before_the_work(call: Call, tmp_path: Path) -> None:
+    def says(text: str, *words: str) -> None:
+        done = call("evaluate", *words)
+        assert done.code == 2 and text in done.err
+
+    says("unknown task 'sortin'; did you mean 'sorting'", "--task", "sortin")
+    says("count and batch must be at least 1, got 0", "--count", "0")
+    says("there is no such folder; make it first", "--records", str(tmp_path / "none" / "a.jsonl"))
+    says("--wrong must be 0 or more, got -1", "--wrong", "-1")
+    says("unknown option '--counts'", "--counts", "3")

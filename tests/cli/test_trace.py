@@ -1,0 +1,134 @@
+"""`diffusiongemma trace`: what it records is what the door gives, and files are what was asked."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import diffusiongemma as dg
+from cli_help import QUICK, Call
+from diffusiongemma.cli.film import moving, strip
+from diffusiongemma.cli.replay import page
+from diffusiongemma.engine.trace_file import read, write
+from toy_trace import settle
+
+OPTIONS = {"seed": 3, "max_new_tokens": 20, "max_denoising_steps": 4}
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A trace's file."""
+    return write(settle([["a", "b"], ["c"]]), tmp_path / "saved.jsonl")
+
+
+def test_it_records_what_the_door_gives(words: Path, call: Call, tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    done = call("trace", "-m", words, "hello", *QUICK, "--json", file)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == f"{file}  {file.stat().st_size / 1000:,.1f} kB\n"
+    reply = read(file).finished.reply
+    wanted = dg.load(words).generate("hello", **OPTIONS)
+    assert (reply.text, reply.tokens, reply.stats.steps) == (
+        wanted.text,
+        wanted.tokens,
+        wanted.stats.steps,
+    )
+
+
+def test_a_page_is_written_where_nothing_is_named(
+    words: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = call("trace", "-m", words, "hello", *QUICK)
+    assert done.code == 0 and done.out.startswith("trace.html  ")
+    assert [file.name for file in tmp_path.iterdir()] == ["trace.html"]
+    text = (tmp_path / "trace.html").read_text("utf-8")
+    assert text.startswith("<!doctype html>") and str(words.parent) not in text
+
+
+def test_options_reach_the_model(words: Path, call: Call, tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    given = ("-s", "be brief", "--think", "--t-max", "0.7", "--canvas-length", 8)
+    assert call("trace", "-m", words, "hello", *QUICK, *given, "--json", file).code == 0
+    made = read(file)
+    assert made.about.options["system"] == "be brief"
+    assert (made.about.options["think"], made.about.options["t_max"]) == (True, 0.7)
+    assert len(made.canvases()[0][0][0].best) == 8
+    options = {"system": "be brief", "think": True, "t_max": 0.7, "canvas_length": 8}
+    reply = dg.load(words).generate("hello", **OPTIONS, **options)
+    assert made.finished.reply.tokens == reply.tokens
+
+
+def test_a_checkpoint_without_words_is_traced_by_ids(
+    bare: Path, call: Call, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.jsonl"
+    assert call("trace", "-m", bare, "40 41 42", *QUICK, "--json", file).code == 0
+    made = read(file)
+    assert made.about.prompt == "token ids 40 41 42"
+    assert {token.kind for token in made.tokens.values()} == {"id"}
+
+
+def test_everything_is_drawn_from_a_saved_trace(saved: Path, call: Call, tmp_path: Path) -> None:
+    names = {"-o": "a.html", "--json": "a.jsonl", "--svg": "a.svg", "--strip": "s.svg"}
+    given = [word for flag, name in names.items() for word in (flag, tmp_path / name)]
+    done = call("trace", "--from", saved, *given, "--canvas", 2)
+    assert done.code == 0, done.err
+    made = read(saved)
+    drawn = [page(made), saved.read_text("utf-8"), moving(made, 1), strip(made, 1)]
+    for name, text in zip(names.values(), drawn, strict=True):
+        assert (tmp_path / name).read_text("utf-8") == text
+    assert len(done.out.splitlines()) == 4
+
+
+def test_what_belongs_to_a_run_is_refused_beside_a_trace(saved: Path, refused: Refused) -> None:
+    for words, name in [
+        (["hello"], "prompt"),
+        (["-m", "x"], "model"),
+        (["--seed", "0"], "seed"),
+        (["--t-max", "0.5"], "sampling"),
+        (["--think"], "think"),
+    ]:
+        said = refused("trace", "--from", saved, *words)
+        assert (
+            said == f"--from draws a trace that is there, and '{name}' belongs to a run; omit one"
+        )
+
+
+def test_what_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, refused: Refused
+) -> None:
+    nowhere = tmp_path / "none" / "x.html"
+    said = refused("trace", "-m", "does not exist", "hello", "-o", nowhere)
+    assert said == f"'{nowhere}' cannot be written: there is no such folder; make it first"
+    said = refused("trace", "-m", "x", "hello", "-o", tmp_path / "a", "--svg", tmp_path / "a")
+    assert said.startswith("two of the files have one name")
+    said = refused("trace", "-m", "x", "hello", "-o", "t_max=0.5")
+    assert said == "-o names the page to write here; for t_max there is --t-max"
+    said = refused("trace", "-m", "x", "hello", "--canvas", "2")
+    assert said.startswith("--canvas has no meaning without --svg or --strip")
+    said = refused("trace", "-m", "x", "hello", "--canvas", "0", "--svg", tmp_path / "a")
+    assert said == "--canvas counts from 1, got 0"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_canvas_that_is_not_there(saved: Path, refused: Refused, tmp_path: Path) -> None:
+    said = refused("trace", "--from", saved, "--canvas", 3, "--svg", tmp_path / "a.svg")
+    assert said == "the trace has canvases 1 to 2, got 3; name one of them"
+
+
+def test_a_file_that_is_no_trace(words: Path, refused: Refused) -> None:
+    said = refused("trace", "--from", words / "config.json", "-o", words.parent / "x.html")
+    assert "config.json', line 1 needs 'kind' as str, got 'None'; is this a trace?" in said
+
+
+def test_a_prompt_may_spell_the_end_of_a_script(words: Path, call: Call, tmp_path: Path) -> None:
+    file = tmp_path / "x.html"
+    evil = "</script><script>alert(1)</script>"
+    assert call("trace", "-m", words, evil, *QUICK, "-o", file).code == 0
+    text = file.read_text("utf-8")
+    assert evil not in text and text.count("</script>") == 2
+    data = text.partition('id="data">')[2].partition("</script>")[0]
+    assert json.loads(data)["lines"][0]["prompt"] == evil

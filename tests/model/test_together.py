@@ -1,0 +1,92 @@
+"""A step of a row beside others is its step alone, bit for bit, where twins are chosen by size too.
+
+The network has the shape of the small model, on which few tokens take other paths than many.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+
+from diffusiongemma.cli.benching.models import SMALL
+from diffusiongemma.kernels.readout import BANNED, Readout
+from diffusiongemma.model import passes
+from diffusiongemma.model.init import initialise
+from diffusiongemma.model.model import DiffusionGemma, Inputs
+
+LENGTHS = (3, 41, 100, 1, 100, 64, 100)
+
+
+class Ban:
+    """Forbids a token, wherever it stands."""
+
+    pointwise = True
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.index_fill(-1, torch.tensor([7]), BANNED)
+
+
+def by_place(logits_LV: torch.Tensor) -> torch.Tensor:
+    """Forbids every position another token, so it must be shown whole rows."""
+    places = torch.arange(logits_LV.shape[0])[:, None]
+    return logits_LV.scatter(-1, places + 20, BANNED)
+
+
+@torch.no_grad()
+def test_a_long_text_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sliding layers in blocks against the whole masked square, with a context and without."""
+    model = initialise(DiffusionGemma(dataclasses.replace(SMALL, dtype="float32")), seed=1)
+    ids = torch.randint(0, 279, (1, 1500), generator=torch.Generator().manual_seed(2))
+
+    def read() -> torch.Tensor:
+        context = model.context()
+        chunks = model.embed(ids).chunks(700)  # blocks of 128 do not divide it
+        return torch.cat([model.encode(chunk, context) for chunk in chunks], dim=1)
+
+    blocks = read()
+    monkeypatch.setattr(passes, "_BLOCK", 10_000)
+    whole = read()
+    assert not torch.equal(blocks, whole)  # or blocks were not used
+    torch.testing.assert_close(blocks, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shaper", [None, Ban(), by_place], ids=["free", "ban", "by place"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_a_step_beside_others_is_the_step_alone(dtype, shaper, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        _compare(dtype, shaper)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _compare(dtype, shaper) -> None:
+    dice = torch.Generator().manual_seed(4)
+    config = dataclasses.replace(SMALL, dtype=str(dtype).removeprefix("torch."))
+    model = initialise(DiffusionGemma(config).to(dtype), seed=1)
+    prompts = [torch.randint(0, 279, (1, n), generator=dice) for n in LENGTHS]
+    canvas = torch.randint(0, 279, (len(LENGTHS), 32), generator=dice)
+    uniform = torch.rand(len(LENGTHS), 32, generator=dice, dtype=torch.float64)
+    heat = torch.linspace(0.4, 0.8, len(LENGTHS))
+
+    def step(rows: list[int]) -> tuple[torch.Tensor, Readout]:
+        context = model.context(rows=len(rows))
+        inputs, lengths_B = Inputs.stack([model.embed(prompts[row]) for row in rows])
+        model.encode(inputs, context, lengths_B)
+        hidden = model.denoise(canvas[rows], None, context)
+        first = model.readout(hidden, heat[rows], uniform[rows], shaper)
+        hidden = model.denoise(first.token_BL, first.soft_BLD, context)
+        return hidden, model.readout(hidden, heat[rows], uniform[rows], shaper)
+
+    hidden, read = step([*range(len(LENGTHS))])
+    for row in range(len(LENGTHS)):
+        alone, seen = step([row])
+        assert torch.equal(alone[0], hidden[row])
+        for name in ("token_BL", "best_BL", "entropy_BL", "soft_BLD"):
+            assert torch.equal(getattr(seen, name)[0], getattr(read, name)[row]), name
+    if shaper is by_place:
+        assert (read.best_BL != torch.arange(20, 52)).all()
+        assert (read.token_BL != torch.arange(20, 52)).all()
