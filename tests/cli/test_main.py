@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -187,3 +188,20 @@ def test_an_encoding_that_lacks_letters(words: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert re.search(rb"\\ufffd", done.stdout)
+
+
+def test_a_verb_that_is_none_is_a_prompt_and_that_is_said(call: Call) -> None:
+    done = call("sortin", "--seed", "1", "--max-denoising-steps", "1")
+    assert done.code == 0 and "note" not in done.err
+    done = call("doctr", "--seed", "1", "--max-denoising-steps", "1")
+    assert done.code == 0 and "'doctr' is taken as a prompt; there is a verb 'doctor'" in done.err
+
+
+def test_with_standard_error_closed_it_answers() -> None:
+    words = [*COMMAND, "Reverse: abc", "--seed", "1"]
+    shell = f"{shlex.join(words)} 2>&-"
+    done = subprocess.run(
+        ["bash", "-c", shell], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        env=ENVIRONMENT,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.strip() == "cba"

@@ -72,6 +72,10 @@ def _leave(number: int, frame: Any) -> None:
     raise SystemExit(128 + number)
 
 
+SMALL = """
+The model inside the package solves small tasks and knows no language. Try: Sort: 52 7 30 9 11"""
+
+
 class _Session:
     """One conversation at one terminal, or over two pipes."""
 
@@ -87,8 +91,11 @@ class _Session:
 
     def run(self) -> None:
         """Take line after line."""
+        from diffusiongemma.engine.open import SHIPPED
+
         if self._typed:
-            self._screen.note("/help lists the commands, Ctrl-D leaves")
+            about = f"{self._gemma.folder.name}; /help lists the commands, Ctrl-D leaves"
+            self._screen.note(f"{about}{SMALL if self._gemma.folder == SHIPPED else ''}")
         for line in self._lines():
             try:
                 if line.startswith("/") and not line.startswith("//"):

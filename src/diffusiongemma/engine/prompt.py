@@ -156,5 +156,6 @@ def _check(ids: list[int], config: ModelConfig) -> None:
     if len(ids) >= config.max_position_embeddings:
         raise InputError(
             f"the prompt has {len(ids)} tokens, and this model's context holds "
-            f"{config.max_position_embeddings} with the answer; shorten it"
+            f"{config.max_position_embeddings} with the answer; shorten it, or "
+            "begin a new conversation"
         )

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from diffusiongemma.core.errors import InputError
 from diffusiongemma.core.files import write_whole
@@ -318,8 +318,8 @@ def _stats(line: _Line) -> Stats:
     return stats
 
 
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number in JSON")
+def _no_number(text: str) -> NoReturn:
+    raise InputError(f"{text} is no number in JSON")
 
 
 def _depth(value: object) -> int:
