@@ -146,7 +146,7 @@ def main() -> None:
         chat=chat,
         sampler=SamplerConfig(),
         eos=frozenset(ids.eos_token_id),
-        banned=(),
+        banned=[MARKS.index(mark) for mark in MARKS if "image" in mark],
         device=choose("cpu", "float32", "float32"),
         folder=given.folder,
     )

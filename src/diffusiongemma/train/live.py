@@ -14,6 +14,8 @@ from tqdm import tqdm
 from diffusiongemma.engine.events import Finished, Refined
 from diffusiongemma.engine.gemma import Gemma
 
+LONGEST = 128  # tokens of a sample; a network that has just begun does not know when to end
+
 Scored = tuple[str, Callable[[str], bool]]
 """A prompt, and whether an answer to it is right."""
 
@@ -78,7 +80,7 @@ def samples(gemma: Gemma, prompts: Sequence[Scored], say: Callable[[str], None])
     chat = gemma.chat
     for prompt, right in prompts:
         drafts = []
-        for event in gemma.stream(prompt, seed=0):
+        for event in gemma.stream(prompt, seed=0, max_new_tokens=LONGEST):
             match event:
                 case Refined(step=1) if chat is not None:
                     drafts.append(_plain(chat.tokenizer.decode(list(event.best))))
