@@ -17,7 +17,8 @@ from diffusiongemma.evals.run import evaluate
 from diffusiongemma.evals.task import problems
 from diffusiongemma.evals.tasks import TASKS
 
-EACH = 6  # problems a task
+EACH = 6  # problems a task, beside transformers
+SAMPLE = 40  # alone
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,18 @@ def test_its_card_has_a_line_for_every_task() -> None:
     card = (SHIPPED / "README.md").read_text(encoding="utf-8")
     rows = {line.split("|")[1].strip() for line in card.splitlines() if line.startswith("| ")}
     assert rows >= set(TASKS)
+
+
+def test_the_card_says_what_is_measured(gemma: dg.Gemma) -> None:
+    card = (SHIPPED / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.split("|")] for line in card]
+    told = {row[1]: row[3] for row in rows if row[3:] and row[3].endswith(" %")}
+    for name in TASKS:
+        right = sum(record.right for record in evaluate(gemma, [name], SAMPLE, batch=SAMPLE))
+        share = float(told[name].removesuffix(" %")) / 100
+        # Three standard deviations, and one problem for shares near 1.
+        allowed = 3 * math.sqrt(SAMPLE * share * (1 - share)) + 1
+        assert abs(right - SAMPLE * share) <= allowed, (name, right, share)
 
 
 @pytest.mark.filterwarnings("ignore:.*script_method. is deprecated:DeprecationWarning")

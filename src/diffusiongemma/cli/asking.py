@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from diffusiongemma.cli.options import Parser, add_model, check_sampling, whole
+from diffusiongemma.cli.options import Parser, add_opened_model, check_sampling, whole
 from diffusiongemma.core.errors import InputError, OptionError
 from diffusiongemma.dialog.settings import BUDGETS
 
@@ -47,10 +47,7 @@ def add_question(made: Parser) -> argparse._ArgumentGroup:
         metavar="PROMPT",
         help="the question; text piped in is added to it, and - is that text alone",
     )
-    model = add_model(made)
-    model.add_argument("--offline", action="store_true", help="take nothing from the network")
-    model.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N")
-    model.add_argument("--dtype", metavar="NAME", help="bfloat16, float32 or float16")
+    add_opened_model(made)
     asked = made.add_argument_group("the question")
     asked.add_argument("-s", "--system", metavar="TEXT", help="a system message")
     asked.add_argument(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from diffusiongemma.cli.asking import open_model
-from diffusiongemma.cli.options import Parser, add_model, add_sampling, check_sampling, whole
+from diffusiongemma.cli.options import Parser, add_opened_model, add_sampling, check_sampling, whole
 from diffusiongemma.core.errors import DiffusionGemmaError, InputError, unknown_name
 
 USAGE = "diffusiongemma chat [-m FOLDER] [options]"
@@ -38,10 +38,7 @@ AFTER = "\n".join(
 def parser() -> Parser:
     """The options of this verb."""
     made = Parser(USAGE, ABOUT, AFTER)
-    model = add_model(made)
-    model.add_argument("--offline", action="store_true", help="take nothing from the network")
-    model.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N")
-    model.add_argument("--dtype", metavar="NAME", help="bfloat16, float32 or float16")
+    add_opened_model(made)
     asked = made.add_argument_group("the conversation")
     asked.add_argument("-s", "--system", metavar="TEXT", help="a system message")
     asked.add_argument(

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from diffusiongemma.cli.asking import open_model
-from diffusiongemma.cli.options import Parser, add_model, add_sampling, check_sampling, whole
+from diffusiongemma.cli.options import Parser, add_opened_model, add_sampling, check_sampling, whole
 from diffusiongemma.cli.screen import printable
 from diffusiongemma.core.errors import OptionError
 from diffusiongemma.core.files import check_writable, write_whole
@@ -29,10 +29,7 @@ examples:
 def parser() -> Parser:
     """The options of this verb."""
     made = Parser(USAGE, ABOUT, AFTER)
-    model = add_model(made)
-    model.add_argument("--offline", action="store_true", help="take nothing from the network")
-    model.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N")
-    model.add_argument("--dtype", metavar="NAME", help="bfloat16, float32 or float16")
+    add_opened_model(made)
     asked = made.add_argument_group("the problems")
     asked.add_argument(
         *("--task",),

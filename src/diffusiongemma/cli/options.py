@@ -76,6 +76,14 @@ def add_model(parser: Parser) -> argparse._ArgumentGroup:
     return group
 
 
+def add_opened_model(parser: Parser) -> None:
+    """Add -m, and how the checkpoint is opened; `asking.open_model` reads them."""
+    group = add_model(parser)
+    group.add_argument("--offline", action="store_true", help="take nothing from the network")
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N")
+    group.add_argument("--dtype", metavar="NAME", help="bfloat16, float32 or float16")
+
+
 def add_sampling(parser: Parser, *, short: bool = True) -> None:
     """Add a flag for each field of `SamplerConfig`, and -o NAME=VALUE; they end up in `sampling`.
 
