@@ -1,9 +1,11 @@
 """The small model that is to ship: this architecture, trained on tasks that the project makes.
 
-    python recipes/small.py runs/small [--set steps=2000 batch=32]
+    python recipes/small.py runs/first [--set steps=2000 batch=32]
+    python recipes/small.py runs/second --start runs/first/model --set steps=15500 lr=2e-3
 
 Makes words and network, trains (from the last checkpoint in the folder if there is one), and writes
-the averaged weights as a Hugging Face folder `runs/small/model`.
+the averaged weights as a Hugging Face folder `runs/first/model`. The second command goes on from
+such a folder with new problems, a new schedule, and more of what is hard.
 """
 
 import argparse
@@ -22,8 +24,12 @@ from diffusiongemma.dialog import tokenizer as words
 from diffusiongemma.dialog.chat import Chat, SpecialIds
 from diffusiongemma.diffusion.config import SamplerConfig
 from diffusiongemma.engine.gemma import Gemma
-from diffusiongemma.evals.task import Problem, problems
+from diffusiongemma.engine.open import load
+from diffusiongemma.evals.task import Problem, Task, problems
 from diffusiongemma.evals.tasks import TASKS
+from diffusiongemma.evals.tasks.arithmetic import Addition, Subtraction
+from diffusiongemma.evals.tasks.sequences import Sorting
+from diffusiongemma.evals.tasks.sudoku import Sudoku
 from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.init import initialise
 from diffusiongemma.model.model import DiffusionGemma
@@ -92,11 +98,20 @@ def architecture(vocabulary: int) -> ModelConfig:
 FIRST = {"addition": 4, "subtraction": 4, "sorting": 3, "sudoku4x4": 3, "reversing": 2}
 LATER = {"addition": 6, "subtraction": 6, "sorting": 4, "sudoku4x4": 3, "reversing": 1}
 TURN = 6500  # the step
+# What a second run adds to the tasks as they are evaluated: sums of long numbers, and sorting with
+# many numbers of one digit, where the first run failed.
+HARD = {"addition": 6, "subtraction": 8, "sorting": 4, "sudoku4x4": 3, "reversing": 1}
+HARDER: dict[str, Task] = {
+    "addition": Addition((2, 4)),
+    "subtraction": Subtraction((2, 4)),
+    "sorting": Sorting(0.4),
+    "sudoku4x4": Sudoku(size=4, clues=(5, 8)),
+}
 RECORDS = {"extraction": 1, "repair": 1}
 
 
-def source(chat: Chat, batch: int) -> Source:
-    """Examples by number, in batches of like length, to pad little.
+def source(chat: Chat, batch: int, again: bool = False) -> Source:
+    """Examples by number, in batches of like length, to pad little; `again` for a second run's.
 
     Of eight batches one is of second turns, which have a conversation before them, and two, later
     one, are of records, which take two canvases.
@@ -105,12 +120,16 @@ def source(chat: Chat, batch: int) -> Source:
     assert turn is not None
 
     def problem(shares: dict[str, int], place: int | str) -> Problem:
-        (name,) = random.Random(place).choices(list(shares), list(shares.values()))
-        return next(problems(TASKS[name], place, held=False))
+        dice = random.Random(place)
+        (name,) = dice.choices(list(shares), list(shares.values()))
+        tasks = TASKS | HARDER if again and dice.random() < 0.5 else TASKS
+        return next(problems(tasks[name], f"again {place}" if again else place, held=False))
 
     def example(number: int) -> Example:
         step = number // batch
         short, records = (FIRST, (3, 6)) if step < TURN else (LATER, (3,))
+        if again:
+            short, records = HARD, (3,)
         asked = problem(RECORDS if step % 8 in records else short, number)
         said = [{"role": "user", "content": asked.prompt}]
         if step % 8 == 7:
@@ -127,6 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--start", type=Path, metavar="FOLDER", help="weights to go on from")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -137,10 +157,13 @@ def main() -> None:
     assert tokenizer is not None
     ids = SpecialIds(eos_token_id=(1, 5))
     chat = Chat.from_folder(given.folder / "words", tokenizer, ids)
-    model = initialise(DiffusionGemma(architecture(tokenizer.size)), config.seed)
+    if given.start is None:
+        model = initialise(DiffusionGemma(architecture(tokenizer.size)), config.seed)
+    else:
+        model = load(str(given.start), dtype="float32").model
     count = sum(p.numel() for p in model.parameters())
     print(f"{count:,} parameters; {config}", file=sys.stderr)
-    feed = source(chat, config.batch)
+    feed = source(chat, config.batch, again=given.start is not None)
     gemma = Gemma(
         model,
         chat=chat,

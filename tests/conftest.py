@@ -1,6 +1,14 @@
-"""What all tests share: the closing summary with the figures that the suite measured."""
+"""What all tests share: kernels that run without a GPU, and the closing summary with the figures
+that the suite measured.
+"""
+
+import os
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is made
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

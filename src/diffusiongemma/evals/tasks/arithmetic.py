@@ -8,8 +8,8 @@ import random
 from diffusiongemma.evals.task import Problem
 
 
-def _number(dice: random.Random) -> int:
-    digits = dice.randint(1, 4)
+def _number(dice: random.Random, lengths: tuple[int, int]) -> int:
+    digits = dice.randint(*lengths)
     return dice.randint(10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1)
 
 
@@ -18,9 +18,13 @@ class Addition:
 
     name = "addition"
 
+    def __init__(self, lengths: tuple[int, int] = (1, 4)) -> None:
+        """Numbers of so many digits, at least and at most."""
+        self.lengths = lengths
+
     def make(self, dice: random.Random) -> Problem:
-        """Two numbers of one to four digits each."""
-        one, other = _number(dice), _number(dice)
+        """Two numbers, each of a length of its own."""
+        one, other = _number(dice, self.lengths), _number(dice, self.lengths)
         return Problem(f"What is {one} + {other}?", str(one + other))
 
     def right(self, problem: Problem, text: str) -> bool:
@@ -33,9 +37,13 @@ class Subtraction:
 
     name = "subtraction"
 
+    def __init__(self, lengths: tuple[int, int] = (1, 4)) -> None:
+        """Numbers of so many digits, at least and at most."""
+        self.lengths = lengths
+
     def make(self, dice: random.Random) -> Problem:
-        """Two numbers of one to four digits each."""
-        one, other = _number(dice), _number(dice)
+        """Two numbers, each of a length of its own."""
+        one, other = _number(dice, self.lengths), _number(dice, self.lengths)
         return Problem(f"What is {one} - {other}?", str(one - other))
 
     def right(self, problem: Problem, text: str) -> bool:

@@ -11,11 +11,18 @@ class Sorting:
 
     name = "sorting"
 
+    def __init__(self, short: float = 0.1) -> None:
+        """Numbers below a hundred, a share of them of one digit; 0.1 is every number alike."""
+        self.short = short
+
     def make(self, dice: random.Random) -> Problem:
-        """Three to eight numbers below a hundred, repeats allowed."""
-        numbers = [dice.randint(0, 99) for _ in range(dice.randint(3, 8))]
+        """Three to eight numbers, repeats allowed."""
+        numbers = [self._number(dice) for _ in range(dice.randint(3, 8))]
         shown = " ".join(map(str, numbers))
         return Problem(f"Sort: {shown}", " ".join(map(str, sorted(numbers))))
+
+    def _number(self, dice: random.Random) -> int:
+        return dice.randint(0, 9) if dice.random() < self.short else dice.randint(10, 99)
 
     def right(self, problem: Problem, text: str) -> bool:
         """The same numbers in order, spaces between them."""
