@@ -52,6 +52,7 @@ def test_rows_together_answer_as_alone(speaks_ids, prompts, seeds, limit, bound)
 def test_rows_together_are_bitwise_equal_in_every_step(speaks_ids: dg.Gemma) -> None:
     from diffusiongemma.diffusion.loop import DraftStep
     from diffusiongemma.engine.many import answer_many
+    from diffusiongemma.engine.quick import Quick
     from diffusiongemma.engine.request import embed
 
     prompts = [PROMPT, [3], PROMPT * 9]
@@ -62,7 +63,7 @@ def test_rows_together_are_bitwise_equal_in_every_step(speaks_ids: dg.Gemma) -> 
     seen: list[list[DraftStep]] = [[], [], []]
     with torch.no_grad():
         items = answer_many(
-            speaks_ids.model,
+            Quick(speaks_ids.model),
             [embed(speaks_ids.model, r) for r in requests],
             [r.recipe for r in requests],
             1024,

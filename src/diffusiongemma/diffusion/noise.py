@@ -30,12 +30,12 @@ class Purpose(IntEnum):
     CORRUPT = 2  # training: whether a clean token is replaced
 
 
-def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
+def philox(counter: Sequence[Tensor], key: tuple[int | Tensor, int | Tensor]) -> list[Tensor]:
     """Philox 4x32-10.
 
     Args:
         counter: four int64 tensors that hold 32-bit words, of shapes that broadcast.
-        key: two 32-bit words.
+        key: two 32-bit words, or tensors of them.
 
     Returns:
         four int64 tensors of 32-bit words.
@@ -108,6 +108,35 @@ def _of_all_purposes(low: int, high: int, step: int, canvas: int, width: int) ->
     odd[0], odd[1, :, 0] = step, np.arange(purposes)
     even, odd = _philox_numpy(even, odd, (low, high))
     return ((even[0] >> np.uint64(5)) * 2.0**26 + (odd[0] >> np.uint64(6))) * 2.0**-53
+
+
+def uniforms(
+    seeds: Int[Tensor, "B 2"],
+    canvas_B: Int[Tensor, " B"],
+    step_B: Int[Tensor, " B"],
+    width: int,
+    purpose: Purpose,
+) -> Float[Tensor, "B L"]:
+    """`uniform` for several rows whose seeds, canvases and steps are on the device; the same bits.
+
+    Args:
+        seeds: low and high 32 bits of each row's seed (`seed_words`).
+        canvas_B: index of each row's canvas.
+        step_B: number of each row's step.
+        width: L.
+        purpose: what the numbers decide.
+    """
+    place = torch.arange(width, device=seeds.device)[None]
+    low, high = seeds[:, :1], seeds[:, 1:]
+    counter = [place, step_B[:, None], canvas_B[:, None], torch.full_like(low, int(purpose))]
+    first, second, *_ = philox(counter, (low, high))
+    return ((first >> 5).double() * 2.0**26 + (second >> 6).double()) * 2.0**-53
+
+
+def seed_words(seeds: Sequence[int], device: torch.device) -> Int[Tensor, "B 2"]:
+    """Each seed modulo 2**64 as two 32-bit words, low and high."""
+    words = [(seed & _WORD, (seed >> 32) & _WORD) for seed in seeds]
+    return torch.tensor(words, dtype=torch.int64, device=device)
 
 
 def random_tokens(

@@ -21,10 +21,10 @@ from diffusiongemma.core.patches import Patches
 from diffusiongemma.dialog.chat import Chat
 from diffusiongemma.engine.events import Committed, Event, Finished
 from diffusiongemma.engine.prompt import Messages, Text
+from diffusiongemma.engine.quick import Quick
 from diffusiongemma.engine.reply import Reply
 from diffusiongemma.engine.request import Request, embed, encode, tell
 from diffusiongemma.model.context import Context
-from diffusiongemma.model.model import DiffusionGemma
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,15 @@ class Conversation:
 
     def __init__(
         self,
-        model: DiffusionGemma,
+        quick: Quick,
         chat: Chat,
         read: Callable[..., Request],
         options: Mapping[str, Any],
     ) -> None:
         self.messages: list[Mapping[str, Any]] = []
         self.reused = 0
-        self._model, self._chat, self._read = model, chat, read
+        self._quick, self._model = quick, quick.model
+        self._chat, self._read = chat, read
         self._options = dict(options)
         self._held: list[Held] = []
         self._running: weakref.ref[Generator[Event, None, None]] | None = None
@@ -143,7 +144,7 @@ class Conversation:
                 inputs = embed(self._model, request, reused, images)
                 encode(self._model, inputs, context)
             self._held = [Held(context.fork(0, 1), list(ids), request.images)]
-            for event in tell(self._model, context, request, self._chat, reused):
+            for event in tell(self._quick, context, request, self._chat, reused=reused):
                 if isinstance(event, Committed):
                     ids += event.tokens
                 if isinstance(event, Finished):

@@ -27,6 +27,7 @@ from diffusiongemma.engine.conversation import Conversation
 from diffusiongemma.engine.events import Event, Finished
 from diffusiongemma.engine.many import answer_many
 from diffusiongemma.engine.prompt import Asked, Ids, Messages, Text, read
+from diffusiongemma.engine.quick import Quick
 from diffusiongemma.engine.reply import Reply
 from diffusiongemma.engine.request import (
     PROMPT_CHUNK,
@@ -93,6 +94,7 @@ class Gemma:
         kept: Kept | None = None,
     ) -> None:
         self.model, self.chat, self.sampler = model, chat, sampler
+        self._quick = Quick(model)
         self._kept = kept or Kept()
         self.eos, self.device, self.folder = eos, device, folder
         self._ban = Ban(banned, device.device)
@@ -124,7 +126,8 @@ class Gemma:
             InputError: a prompt, message or image that cannot be taken.
             OptionError: an option that does not exist or has no meaning here.
         """
-        for event in self.stream(prompt, seed=seed, stop=stop, rule=rule, **options):
+        request = self._request(prompt, seed, stop, rule, None, options)
+        for event in self._tell(request, embed(self.model, request), watched=False):
             if isinstance(event, Finished):
                 return event.reply
         raise AssertionError("a stream ends with Finished")
@@ -144,7 +147,7 @@ class Gemma:
             `Refined` for each step, `Committed` for each finished canvas, `Finished` at the end.
         """
         request = self._request(prompt, seed, stop, rule, None, options)
-        return self._tell(request, embed(self.model, request))
+        return self._tell(request, embed(self.model, request), watched=True)
 
     def steps(
         self,
@@ -181,7 +184,7 @@ class Gemma:
         usual = {"stop": (), "rule": None} | options
         given = {name: value for name, value in options.items() if name not in ("stop", "rule")}
         self._request("?", None, usual["stop"], usual["rule"], None, given)  # refused now, or never
-        return Conversation(self.model, self.chat, self._request, usual)
+        return Conversation(self._quick, self.chat, self._request, usual)
 
     def generate_many(
         self,
@@ -216,7 +219,7 @@ class Gemma:
         inputs = [embed(self.model, request) for request in requests]
         recipes = [request.recipe for request in requests]
         with torch.no_grad():
-            for row, item in answer_many(self.model, inputs, recipes, PROMPT_CHUNK, replies):
+            for row, item in answer_many(self._quick, inputs, recipes, PROMPT_CHUNK, replies):
                 if isinstance(item, Commit):
                     commits[row].append(item)
                     requests[row].spoken.push(item.tokens)
@@ -297,10 +300,10 @@ class Gemma:
         encode(self.model, inputs, context)
         yield from draft(self.model, context, request)
 
-    def _tell(self, request: Request, inputs: Inputs) -> Iterator[Event]:
+    def _tell(self, request: Request, inputs: Inputs, *, watched: bool) -> Iterator[Event]:
         context = self.model.context()
         encode(self.model, inputs, context)
-        yield from tell(self.model, context, request, self.chat)
+        yield from tell(self._quick, context, request, self.chat, watched=watched)
 
 
 def _several(images: Any) -> Sequence[Any]:

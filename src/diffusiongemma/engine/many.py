@@ -10,6 +10,7 @@ from collections.abc import Container, Iterator, Sequence
 import torch
 
 from diffusiongemma.diffusion.loop import Commit, Draft, DraftStep, Recipe, width_of_next
+from diffusiongemma.engine.quick import Quick, takes
 from diffusiongemma.model.context import Context
 from diffusiongemma.model.model import DiffusionGemma, Inputs
 
@@ -42,7 +43,7 @@ class _Row:
 
 
 def answer_many(
-    model: DiffusionGemma,
+    quick: Quick,
     prompts: Sequence[Inputs],
     recipes: Sequence[Recipe],
     chunk: int,
@@ -51,7 +52,8 @@ def answer_many(
     """Answer every prompt.
 
     Args:
-        model: the network.
+        quick: the network, and what it keeps for captured steps; where those are possible, only
+            commits are told.
         prompts: embedded prompts, B = 1 each.
         recipes: one for each prompt.
         chunk: tokens of a prompt that are encoded in one pass.
@@ -60,11 +62,19 @@ def answer_many(
     Yields:
         (row, step or commit), rows interleaved.
     """
+    model = quick.model
     context = model.context(rows=len(prompts))
     rows = [
         _Row(number, context.pick([number]), recipe, list(prompt.chunks(chunk)))
         for number, (prompt, recipe) in enumerate(zip(prompts, recipes, strict=True))
     ]
+    if takes(model, recipes):
+        while reading := [row for row in rows if row.chunks]:
+            _encode(model, context, reading)
+        for row, item in quick.answer(context, recipes, watched=False, ended=ended):
+            if isinstance(item, Commit):
+                yield row, item
+        return
     while waiting := [row for row in rows if not row.done and row.number not in ended]:
         _encode(model, context, [row for row in waiting if row.chunks])
         ready = [row for row in waiting if not row.chunks]

@@ -13,7 +13,8 @@ from diffusiongemma.core.patches import Patches
 from diffusiongemma.dialog.chat import Chat
 from diffusiongemma.dialog.pieces import pieces
 from diffusiongemma.diffusion.loop import Commit, DraftStep, Recipe, answer
-from diffusiongemma.engine.events import Event, Finished, committed, refined
+from diffusiongemma.engine.events import Event, Finished, Refined, committed, refined
+from diffusiongemma.engine.quick import Quick, takes
 from diffusiongemma.engine.reply import Reply, stats_of
 from diffusiongemma.engine.spoken import Spoken
 from diffusiongemma.model.context import Context
@@ -74,13 +75,28 @@ def draft(
 
 
 def tell(
-    model: DiffusionGemma, context: Context, request: Request, chat: Chat | None, reused: int = 0
+    quick: Quick,
+    context: Context,
+    request: Request,
+    chat: Chat | None,
+    *,
+    reused: int = 0,
+    watched: bool = True,
 ) -> Iterator[Event]:
-    """Answer a prompt that the context holds, in events."""
+    """Answer a prompt that the context holds, in events.
+
+    Args:
+        quick: the network, and what it keeps for captured steps where they are possible.
+        context: one row.
+        request: the prompt.
+        chat: the checkpoint's words, if it has any.
+        reused: tokens of the prompt that did not have to be encoded.
+        watched: whether steps are told, too, or canvases only.
+    """
     commits: list[Commit] = []
-    for item in draft(model, context, request):
-        if isinstance(item, DraftStep):
-            yield refined(item)
+    for item in _items(quick, context, request, watched):
+        if isinstance(item, Refined):
+            yield item
             continue
         commits.append(item)
         text = request.spoken.push(item.tokens)
@@ -89,6 +105,21 @@ def tell(
         if last:
             break
     yield Finished(reply=conclude(request, commits, chat, reused))
+
+
+def _items(
+    quick: Quick, context: Context, request: Request, watched: bool
+) -> Iterator[Refined | Commit]:
+    """Steps and canvases, from whichever engine can make them."""
+    if takes(quick.model, [request.recipe]):
+        for _, item in quick.answer(context, [request.recipe], watched=watched):
+            yield item
+        return
+    for item in draft(quick.model, context, request):
+        if isinstance(item, Commit):
+            yield item
+        elif watched:
+            yield refined(item)
 
 
 def conclude(

@@ -1,10 +1,19 @@
-"""Which twin of an op runs: the plain one, or the one that is fast on a CPU.
+"""Which twin of an op runs: the plain one, the one that is fast on a CPU, or a GPU's.
 
 Fast twins write in place and into buffers, so autograd cannot follow them: they are for inference.
 """
 
+import functools
+import importlib.util
+import os
+
 import torch
 from torch import Tensor
+
+from diffusiongemma.core.log import logger
+
+SWITCH = "DIFFUSIONGEMMA_KERNELS"
+"""The environment's say: `plain` has GPUs run the plain twins too."""
 
 CHUNK = 1 << 16
 """Elements of a float32 scratch that a twin works on at a time: a quarter megabyte, so that the
@@ -14,3 +23,33 @@ scratch stays in a core's own cache and the allocator never has to ask the syste
 def fast(x: Tensor) -> bool:
     """Whether the CPU's twin may run on x."""
     return x.device.type == "cpu" and not torch.is_grad_enabled()
+
+
+def triton(x: Tensor) -> bool:
+    """Whether a GPU's twin, written in Triton, may run on x."""
+    return x.is_cuda and not torch.is_grad_enabled() and no_triton(x.device) is None
+
+
+@functools.lru_cache
+def no_triton(device: torch.device) -> str | None:
+    """Why the Triton twins are not used on a device; None if they are. Asked once, then known."""
+    if os.environ.get(SWITCH, "") == "plain":
+        return f"{SWITCH} is 'plain'"
+    if device.type != "cuda":
+        return "they are for NVIDIA GPUs"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"this GPU's capability is {major}.{minor}, and they need 8.0"
+    return _broken.get(device)
+
+
+_broken: dict[torch.device, str] = {}
+
+
+def give_up(device: torch.device, why: str) -> None:
+    """Use the Triton twins on this device no more: one of them could not be built or started."""
+    _broken[device] = why
+    no_triton.cache_clear()
+    logger.warning("the Triton kernels do not run here (%s); the plain ones are used", why)

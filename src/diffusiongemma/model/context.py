@@ -10,6 +10,7 @@ canvas), so that taking back a canvas is exact, and forget older ones.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -65,17 +66,28 @@ class Growing:
 
 
 class Fixed:
-    """Keys and values of one layer and row in storage made once; written in place."""
+    """Keys and values of one layer and row in storage made once; written in place.
+
+    Behind what it may hold lies room for a canvas to commit and one to denoise, which a captured
+    step writes there (see `slots`).
+    """
 
     def __init__(
-        self, window: int | None, keep: int | None, capacity: int, like_KH: Float[Tensor, "K H"]
+        self,
+        window: int | None,
+        keep: int | None,
+        k_KCH: Float[Tensor, "K C H"],
+        v_KCH: Float[Tensor, "K C H"],
+        spare: int,
     ) -> None:
-        self.window, self.keep, self.capacity = window, keep, capacity
-        size = capacity if keep is None else min(capacity, 2 * keep)
-        heads, width = like_KH.shape
+        self.window, self.keep, self.spare = window, keep, spare
         self.start = self.used = 0
-        self.k_KCH = like_KH.new_zeros(heads, size, width)
-        self.v_KCH = like_KH.new_zeros(heads, size, width)
+        self.k_KCH, self.v_KCH = k_KCH, v_KCH
+
+    @property
+    def size(self) -> int:
+        """Tokens that it may hold."""
+        return self.k_KCH.shape[1] - self.spare
 
     @property
     def length(self) -> int:
@@ -86,8 +98,8 @@ class Fixed:
         self, k_KTH: Float[Tensor, "K T H"], v_KTH: Float[Tensor, "K T H"]
     ) -> tuple[Tensor, Tensor]:
         """Write T tokens; returns the keys and values that these tokens may see (K, C, H)."""
-        tokens, size = k_KTH.shape[1], self.k_KCH.shape[1]
-        if self.used + tokens <= size:
+        tokens = k_KTH.shape[1]
+        if self.used + tokens <= self.size:
             self.k_KCH[:, self.used : self.used + tokens] = k_KTH
             self.v_KCH[:, self.used : self.used + tokens] = v_KTH
             self.used += tokens
@@ -112,12 +124,28 @@ class Fixed:
         """Forget everything from position `length` on."""
         self.used = length - self.start
 
+    def make_room(self, tokens: int) -> None:
+        """Have room for so many tokens more, by forgetting what no window will see."""
+        excess = self.used + tokens - self.size
+        if excess <= 0:
+            return
+        assert self.keep is not None, "room on full layers is checked before encoding"
+        gone = self.used - min(self.used, self.keep)
+        for buffer in (self.k_KCH, self.v_KCH):
+            buffer[:, : self.used - gone] = buffer[:, gone : self.used].clone()
+        self.start, self.used = self.start + gone, self.used - gone
+
+    def adopt(self, other: "Growing | Fixed") -> None:
+        """Hold what another store holds, and nothing else."""
+        self.start, self.used = other.start, 0
+        seen = other.read(other.start)
+        if seen is not None:
+            self.append(*seen)
+
     def copy(self) -> "Fixed":
         """A second store with the same contents and storage of its own."""
-        twin = Fixed(self.window, self.keep, self.capacity, self.k_KCH[:, 0])
+        twin = Fixed(self.window, self.keep, self.k_KCH.clone(), self.v_KCH.clone(), self.spare)
         twin.start, twin.used = self.start, self.used
-        twin.k_KCH[:, : self.used] = self.k_KCH[:, : self.used]
-        twin.v_KCH[:, : self.used] = self.v_KCH[:, : self.used]
         return twin
 
 
@@ -164,10 +192,20 @@ class Row:
 
 
 class Context:
-    """The encoded tokens of B rows, which may have different lengths."""
+    """The encoded tokens of B rows, which may have different lengths.
 
-    def __init__(self, rows: Sequence[Row], device: torch.device) -> None:
-        self.rows, self.device = list(rows), device
+    Attributes:
+        rows: each with its own length and memory.
+        buffers: of a context of fixed capacity, keys and values of each layer, all rows together.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        device: torch.device,
+        buffers: Sequence[tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        self.rows, self.device, self.buffers = list(rows), device, buffers
 
     @classmethod
     def empty(
@@ -199,23 +237,30 @@ class Context:
                 f"capacity {capacity} is out of range; this model holds 1 to {longest} tokens"
             )
         keep = config.sliding_window - 1 + config.canvas_length
-
-        def store(layer: int) -> Growing | Fixed:
-            shape = config.layers[layer]
-            window = config.sliding_window if shape.sliding else None
-            kept = keep if shape.sliding else None
-            if capacity is None:
-                return Growing(window, kept)
-            like = torch.empty(
-                shape.num_key_value_heads, shape.head_dim, device=device, dtype=dtype
-            )
-            return Fixed(window, kept, capacity, like)
-
+        windows = [config.sliding_window if layer.sliding else None for layer in config.layers]
+        kept = [keep if layer.sliding else None for layer in config.layers]
+        if capacity is None:
+            made = [
+                Row([Growing(*one) for one in zip(windows, kept, strict=True)], longest)
+                for _ in range(rows)
+            ]
+            return cls(made, device)
+        spare, buffers = 2 * config.canvas_length, []
+        for layer in config.layers:
+            size = spare + (min(capacity, 2 * keep) if layer.sliding else capacity)
+            shape = (rows, layer.num_key_value_heads, size, layer.head_dim)
+            buffers.append(tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in "kv"))
         made = [
-            Row([store(n) for n in range(len(config.layers))], capacity or longest)
-            for _ in range(rows)
+            Row(
+                [
+                    Fixed(window, one, k_BKCH[row], v_BKCH[row], spare)
+                    for window, one, (k_BKCH, v_BKCH) in zip(windows, kept, buffers, strict=True)
+                ],
+                capacity,
+            )
+            for row in range(rows)
         ]
-        return cls(made, device)
+        return cls(made, device, buffers)
 
     def __repr__(self) -> str:
         return f"Context(lengths={self.lengths}, room={self.room})"
@@ -261,6 +306,43 @@ class Context:
         for row in rows:
             self._known(row)
         return Context([self.rows[row] for row in rows], self.device)
+
+    def adopt(self, other: "Context") -> None:
+        """Copy another context's tokens into this one's fixed memory, row by row.
+
+        Raises:
+            ContextError: a row has no room for them.
+        """
+        for mine, theirs in zip(self.rows, other.rows, strict=True):
+            if theirs.length > mine.room:
+                raise ContextError(f"{theirs.length} tokens do not fit in a row of {mine.room}")
+            for store, there in zip(mine.stores, theirs.stores, strict=True):
+                assert isinstance(store, Fixed)
+                store.adopt(there)
+            mine.length, mine.torn = theirs.length, theirs.torn
+
+    def enlarged(self, capacity: int) -> "Context":
+        """The same tokens in a context of a larger fixed capacity, with memory of its own."""
+        assert self.buffers is not None, "a context that grows needs no enlarging"
+        buffers, spare = [], 0
+        for (k_BKCH, v_BKCH), store in zip(self.buffers, self.rows[0].stores, strict=True):
+            assert isinstance(store, Fixed)
+            spare = store.spare
+            size = capacity if store.keep is None else min(capacity, 2 * store.keep)
+            more = (0, 0, 0, size - store.size)
+            buffers.append((F.pad(k_BKCH, more), F.pad(v_BKCH, more)))
+        rows = []
+        for number, row in enumerate(self.rows):
+            stores = []
+            for (k_BKCH, v_BKCH), store in zip(buffers, row.stores, strict=True):
+                assert isinstance(store, Fixed)
+                twin = Fixed(store.window, store.keep, k_BKCH[number], v_BKCH[number], spare)
+                twin.start, twin.used = store.start, store.used
+                stores.append(twin)
+            made = Row(stores, capacity)
+            made.length = row.length
+            rows.append(made)
+        return Context(rows, self.device, buffers)
 
     def _known(self, row: int) -> None:
         if not 0 <= row < len(self.rows):

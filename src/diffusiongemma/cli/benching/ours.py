@@ -10,6 +10,7 @@ from torch import Tensor
 from diffusiongemma.diffusion.config import SamplerConfig
 from diffusiongemma.diffusion.loop import Commit, Draft, Recipe
 from diffusiongemma.engine.many import answer_many
+from diffusiongemma.engine.quick import Quick
 from diffusiongemma.model.model import DiffusionGemma
 
 
@@ -53,7 +54,7 @@ class Ours:
         prompts = [model.embed(row[None]) for row in ids_BT]
         taken = [
             item.steps
-            for _, item in answer_many(model, prompts, [recipe] * len(prompts), 1024)
+            for _, item in answer_many(Quick(model), prompts, [recipe] * len(prompts), 1024)
             if isinstance(item, Commit)
         ]
         return sum(taken) // len(taken)

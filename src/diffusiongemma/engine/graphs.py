@@ -1,0 +1,229 @@
+"""The whole step as one function of device tensors: embedding, self-conditioning, layers, readout,
+acceptance, re-noising, stop rule. On a GPU it is captured once and replayed as a graph.
+
+Lengths, step numbers, temperatures and seeds are read from device tensors, and the host reads one
+small tensor a step. A finished canvas is committed by the forward that also makes the first step of
+the next one, so that an answer of n canvases takes the commits' forwards for nothing. Every row
+gets exactly what `diffusion.loop.answer` gives it alone, which is this file's test.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from diffusiongemma.core.log import logger
+from diffusiongemma.diffusion.loop import Recipe
+from diffusiongemma.diffusion.noise import Purpose, seed_words, uniforms
+from diffusiongemma.diffusion.step import refine
+from diffusiongemma.diffusion.stop import Progress
+from diffusiongemma.kernels.fast import give_up, no_triton
+from diffusiongemma.model import slots as slotted
+from diffusiongemma.model.context import Context
+from diffusiongemma.model.model import DiffusionGemma
+from diffusiongemma.model.slots import Slots
+
+_WARM = 2  # runs before a capture: kernels are built, libraries choose
+
+
+class Steps:
+    """A canvas of each of B rows, refined together.
+
+    The tensors are the state that a captured step reads and writes, and never move; whoever wants
+    to keep one copies it.
+
+    Attributes:
+        canvas_BL: what the next step will see.
+        before_BL: what the last step saw.
+        best_BL: the most likely tokens; what will be committed.
+        entropy_BL: nats.
+        accepted_BL: where the last step kept its sample.
+        revised_BL: where the most likely token changed.
+        number_B: of the last step of each row, from 1; 0 before the first.
+        index_B: of each row's canvas within its answer.
+        revisions_B: how often a most likely token of each row's canvas has changed.
+        flags_B: 1 where the canvas is stable and sure, 2 where the predictions are not numbers.
+    """
+
+    def __init__(
+        self, model: DiffusionGemma, context: Context, recipes: Sequence[Recipe], width: int
+    ) -> None:
+        """Prepare memory; `begin` comes next.
+
+        Args:
+            model: the network.
+            context: of fixed capacity, one row for each recipe; it may still be empty.
+            recipes: equal but for their seeds.
+            width: L.
+
+        Raises:
+            ContextError: the context has no fixed memory for such canvases.
+        """
+        self.model, self.recipe, self.width = model, recipes[0], width
+        self.slots = Slots(context, width)
+        rows, device = len(recipes), model.device
+        shape = (rows, width)
+        self.seeds = seed_words([recipe.seed for recipe in recipes], device)
+        self.index_B = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.number_B, self.repeats_B = self.index_B.clone(), self.index_B.clone()
+        self.revisions_B = self.index_B.clone()
+        self.flags_B, self.commits_B = self.index_B.clone(), self.index_B.bool()
+        self.canvas_BL = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.before_BL, self.best_BL = self.canvas_BL.clone(), self.canvas_BL - 1
+        self.entropy_BL = torch.zeros(shape, device=device)
+        self.accepted_BL, self.revised_BL = self.canvas_BL.bool(), self.canvas_BL.bool()
+        self.soft_BLD = torch.zeros(
+            *shape, model.config.hidden_size, dtype=model.dtype, device=device
+        )
+        self._graphs: dict[str, torch.cuda.CUDAGraph] = {}
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are replayed as graphs: on GPUs, where nothing needs the host."""
+        return self.model.device.type == "cuda" and self.model.dtype == torch.bfloat16
+
+    def serves(self, recipes: Sequence[Recipe], capacity: int) -> bool:
+        """Whether these can be answered without a new capture, in the memory there is."""
+        context = self.slots.context
+        whole = recipes[0].canvas_length == self.width and capacity <= context.rows[0].room
+        return (
+            whole and len(recipes) == len(context.rows) and _kind(recipes[0]) == _kind(self.recipe)
+        )
+
+    def begin(self, recipes: Sequence[Recipe], canvas: int = 0) -> None:
+        """Start new canvases over what the context holds now.
+
+        Args:
+            recipes: of the kind that this was made for; seeds may be others.
+            canvas: index of the canvases within their answers.
+        """
+        self.seeds.copy_(seed_words([recipe.seed for recipe in recipes], self.model.device))
+        self.slots.refresh()
+        for one in (self.number_B, self.repeats_B, self.revisions_B, self.soft_BLD):
+            one.zero_()
+        self.index_B.fill_(canvas)
+        self.best_BL.fill_(-1)
+        self.canvas_BL.copy_(self._noise())
+
+    def step(self) -> list[int]:
+        """One step of every row; gives each row's flags."""
+        self._run("refine", self._refine)
+        return self.flags_B.tolist()
+
+    def advance(self, rows: Sequence[int]) -> list[int]:
+        """Commit these rows' canvases and begin their next; one step of every row.
+
+        Raises:
+            ContextError: a row is full.
+        """
+        self.slots.make_room(list(rows), self.width)
+        commits = [number in rows for number in range(len(self.seeds))]
+        self.commits_B.copy_(torch.tensor(commits), non_blocking=True)
+        self._run("advance", self._advance)
+        self.slots.committed(list(rows), self.width)
+        return self.flags_B.tolist()
+
+    def _run(self, name: str, work: Callable[[], None]) -> None:
+        if not self.captured:
+            with torch.no_grad():
+                work()
+            return
+        if name not in self._graphs:
+            self._graphs[name] = self._capture(work)
+        self._graphs[name].replay()
+
+    def _capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """Run it a few times, put the state back, and record it."""
+        kept = [one.clone() for one in self._state()]
+        side = torch.cuda.Stream(self.model.device)
+        side.wait_stream(torch.cuda.current_stream(self.model.device))
+        with torch.no_grad(), torch.cuda.stream(side):
+            self._warmed(work, kept)
+        torch.cuda.current_stream(self.model.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.no_grad(), torch.cuda.graph(graph):
+            work()
+        self._restore(kept)
+        return graph
+
+    def _warmed(self, work: Callable[[], None], kept: Sequence[Tensor]) -> None:
+        for _ in range(_WARM):
+            try:
+                work()
+            except Exception as error:
+                # Whatever a kernel's compiler may raise: the plain twins can do the work.
+                if no_triton(self.model.device) is not None:
+                    raise
+                give_up(self.model.device, f"{type(error).__name__}: {error}".splitlines()[0])
+                logger.debug("", exc_info=True)
+                self._restore(kept)
+                work()
+            self._restore(kept)
+
+    def _state(self) -> list[Tensor]:
+        return [
+            *(self.canvas_BL, self.before_BL, self.best_BL, self.entropy_BL, self.accepted_BL),
+            *(self.revised_BL, self.number_B, self.repeats_B, self.revisions_B, self.index_B),
+            *(self.flags_B, self.soft_BLD, self.slots.length_B),
+        ]
+
+    def _restore(self, kept: Sequence[Tensor]) -> None:
+        for one, was in zip(self._state(), kept, strict=True):
+            one.copy_(was)
+
+    def _refine(self) -> None:
+        hidden = slotted.denoise(self.model, self.canvas_BL, self.soft_BLD, self.slots)
+        self._take(hidden)
+
+    def _advance(self) -> None:
+        """Rows that commit begin their next canvas: everything about the last is forgotten."""
+        begun_B1 = self.commits_B[:, None]
+        whole_BL = self.best_BL.clone()
+        self.index_B += self.commits_B
+        self.number_B.masked_fill_(self.commits_B, 0)
+        self.repeats_B.masked_fill_(self.commits_B, 0)
+        self.revisions_B.masked_fill_(self.commits_B, 0)
+        self.best_BL.masked_fill_(begun_B1, -1)
+        self.soft_BLD.masked_fill_(begun_B1[..., None], 0.0)
+        self.canvas_BL.copy_(torch.where(begun_B1, self._noise(), self.canvas_BL))
+        hidden = slotted.advance(
+            self.model, whole_BL, self.commits_B, self.canvas_BL, self.soft_BLD, self.slots
+        )
+        self._take(hidden)
+
+    def _take(self, hidden_BLD: Tensor) -> None:
+        """Read out, accept, make noise of the rest: `diffusion.loop.Draft.take` without a host."""
+        config = self.recipe.config
+        self.number_B += 1
+        # As Python computes it: in float64, rounded once.
+        left_B = (config.max_denoising_steps - self.number_B + 1).double()
+        share_B = left_B / config.max_denoising_steps
+        heat_B = config.t_min + (config.t_max - config.t_min) * share_B
+        place = (self.seeds, self.index_B, self.number_B, self.width)
+        uniform_BL = uniforms(*place, Purpose.DRAW)
+        readout = self.model.readout(hidden_BLD, heat_B.float(), uniform_BL, self.recipe.shaper)
+        progress = Progress(self.best_BL, self.repeats_B)
+        step = refine(readout, self._noise(), config, progress, self.recipe.rule)
+        self.before_BL.copy_(self.canvas_BL)
+        self.canvas_BL.copy_(step.canvas_BL)
+        self.accepted_BL.copy_(step.accepted_BL)
+        self.revised_BL.copy_(step.revised_BL)
+        self.revisions_B += step.revised_BL.sum(-1)
+        self.entropy_BL.copy_(step.entropy_BL)
+        self.soft_BLD.copy_(readout.soft_BLD)
+        self.best_BL.copy_(step.progress.best_BL)
+        self.repeats_B.copy_(step.progress.repeats_B)
+        broken_B = ~readout.entropy_BL.isfinite().all(-1)
+        self.flags_B.copy_(step.done_B.long() + 2 * broken_B.long())
+
+    def _noise(self) -> Tensor:
+        """Random tokens for every position; before the first step, those it starts from."""
+        place = (self.seeds, self.index_B, self.number_B, self.width)
+        return (uniforms(*place, Purpose.NOISE) * self.recipe.vocabulary).long()
+
+
+def _kind(recipe: Recipe) -> Recipe:
+    """What a capture depends on."""
+    config = replace(recipe.config, max_new_tokens=None, canvas_length=None)
+    return replace(recipe, config=config, seed=0, canvas_length=0)
