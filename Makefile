@@ -7,6 +7,12 @@ PYTHON  ?= python3
 WORKERS ?= 2
 ARGS    ?=
 
+# `make gpu` runs with the python of the machine, where torch and Triton are, and installs nothing.
+GPU_PYTHON ?= python3
+PART ?= check bf16 fp8 batch
+SIZE ?= 26b
+OUT  ?= runs/gpu
+
 VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --constraint constraints.txt
@@ -22,7 +28,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .DEFAULT_GOAL := help
 SORTED := Sort: 80 71 86 67 20 14 14 3
 
-.PHONY: help demo test bench pictures check fix clean
+.PHONY: help demo test bench gpu pictures check fix clean
 
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +42,11 @@ test: $(VENV)/.test ## Run the tests
 
 bench: $(VENV)/.test ## Time this package beside transformers on the CPU; ARGS="--quick" for one case
 	@$(PY) -m diffusiongemma bench $(ARGS)
+
+gpu: ## Check and time it whole-size on a GPU: PART=check|bf16|fp8|batch, or all; SIZE=toy rehearses
+	@for part in $(PART); do \
+	    PYTHONPATH=src $(GPU_PYTHON) -m diffusiongemma bench --size $(SIZE) --part $$part --out $(OUT) $(ARGS) || exit 1; \
+	done
 
 pictures: $(VENV)/.runtime ## Draw the documents' pictures anew, from real runs
 	@$(PY) -m diffusiongemma trace "$(SORTED)" --seed 4 --svg docs/pictures/moving.svg

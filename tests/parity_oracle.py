@@ -5,8 +5,9 @@ signal from the step before). What comes out is compared, logits by logits.
 """
 
 import itertools
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ class Denoise:
 
 
 Script = Sequence[Encode | Denoise]
+PLACE = torch.device(os.environ.get("DIFFUSIONGEMMA_TEST_DEVICE", "cpu"))
+"""Where both sides compute; on a GPU with the kernels of a GPU, on both sides."""
 
 
 @dataclass
@@ -64,7 +67,9 @@ def open_pair(toy: toys.Toy, folder: Path, dtype: torch.dtype = torch.float32) -
     opened = {
         kind: DiffusionGemmaForBlockDiffusion.from_pretrained(
             folder, attn_implementation=kind, dtype=dtype
-        ).eval()
+        )
+        .eval()
+        .to(PLACE)
         for kind in ("sdpa", "eager")
     }
     return Pair(toy, folder, opened["sdpa"], opened["eager"], open_ours(folder, dtype))
@@ -73,7 +78,7 @@ def open_pair(toy: toys.Toy, folder: Path, dtype: torch.dtype = torch.float32) -
 def open_ours(folder: Path, dtype: torch.dtype = torch.float32) -> DiffusionGemma:
     """Our own network from the folder."""
     config = from_hf(read_json(folder / "config.json"))
-    return load_model(folder, config, device=torch.device("cpu"), dtype=dtype)
+    return load_model(folder, config, device=PLACE, dtype=dtype)
 
 
 @torch.no_grad()
@@ -83,8 +88,8 @@ def play_hf(model: Any, script: Script) -> list[Tensor]:
 
     config = model.config.get_text_config()
     cache = DynamicCache(config=config)
-    said, kinds = [], torch.zeros(1, 0, dtype=torch.long)
-    for act in script:
+    said, kinds = [], torch.zeros(1, 0, dtype=torch.long, device=PLACE)
+    for act in map(_moved, script):
         if isinstance(act, Encode):
             kinds = torch.cat([kinds, (act.ids == model.config.image_token_id).long()], dim=1)
             hidden = _encode_hf(model, act, cache, kinds)
@@ -95,19 +100,27 @@ def play_hf(model: Any, script: Script) -> list[Tensor]:
             logits = model(
                 decoder_input_ids=act.canvas, past_key_values=cache, self_conditioning_logits=before
             ).logits
-        said.append(logits)
+        said.append(logits.cpu())
     return said
+
+
+def _moved(act: Encode | Denoise) -> Encode | Denoise:
+    """The act with its tensors in place."""
+    if isinstance(act, Encode):
+        return replace(act, ids=act.ids.to(PLACE))
+    before = None if act.before is None else act.before.to(PLACE)
+    return replace(act, canvas=act.canvas.to(PLACE), before=before)
 
 
 def _encode_hf(model: Any, act: Encode, cache: Any, kinds: Tensor) -> Tensor:
     encoder = model.model.encoder
     start = cache.get_seq_length()
-    positions = torch.arange(start, start + act.ids.shape[1])[None]
+    positions = torch.arange(start, start + act.ids.shape[1], device=PLACE)[None]
     # Only this dictionary carries the image overlay; a 2-D mask would be built and thrown away.
     # Its images are looked up by absolute position, so it has to be told of the past ones too.
     masks = encoder.create_masks_for_generate(
         config=model.config,
-        inputs_embeds=torch.empty(*act.ids.shape, 0, dtype=model.dtype),
+        inputs_embeds=torch.empty(*act.ids.shape, 0, dtype=model.dtype, device=PLACE),
         attention_mask=None,
         past_key_values=cache,
         position_ids=positions,
@@ -120,13 +133,13 @@ def _encode_hf(model: Any, act: Encode, cache: Any, kinds: Tensor) -> Tensor:
         pad = torch.nn.functional.pad
         extra["pixel_values"] = torch.stack(
             [pad(i.values_PX, (0, 0, 0, n)) for i, n in zip(act.images, padded, strict=True)]
-        )
+        ).to(PLACE)
         extra["image_position_ids"] = torch.stack(
             [
                 pad(i.positions_P2, (0, 0, 0, n), value=-1)
                 for i, n in zip(act.images, padded, strict=True)
             ]
-        )
+        ).to(PLACE)
     return encoder(
         input_ids=act.ids,
         attention_mask=masks,
@@ -141,19 +154,19 @@ def play_ours(model: DiffusionGemma, script: Script, capacity: int | None = None
     """What we say to each act."""
     context = model.context(rows=1, capacity=capacity)
     said = []
-    for act in script:
+    for act in map(_moved, script):
         if isinstance(act, Encode):
             inputs = model.embed(act.ids, act.images)
             borders = [0, *act.chunks, act.ids.shape[1]]
             hidden = [
                 model.encode(inputs.cut(a, b), context) for a, b in itertools.pairwise(borders)
             ]
-            said.append(model.logits(torch.cat(hidden, dim=1)))
+            said.append(model.logits(torch.cat(hidden, dim=1)).cpu())
         else:
             soft = None
             if act.before is not None:
-                soft = model.soften(act.before, torch.tensor([HEAT]))
-            said.append(model.logits(model.denoise(act.canvas, soft, context)))
+                soft = model.soften(act.before, torch.tensor([HEAT], device=PLACE))
+            said.append(model.logits(model.denoise(act.canvas, soft, context)).cpu())
     return said
 
 

@@ -52,7 +52,7 @@ def test_command_lines_run(
         for line in block.splitlines()
         if line.startswith("diffusiongemma")
     ]
-    assert len(lines) == 5
+    assert len(lines) == 6
     for words in lines:
         if words == ["chat"]:
             talk = [*COMMAND, "chat"]
@@ -61,7 +61,7 @@ def test_command_lines_run(
             )
             assert done.returncode == 0 and done.stdout.strip(), done.stderr
             continue
-        quick = ["--count", "1"] if words[0] == "evaluate" else []
+        quick = {"evaluate": ["--count", "1"], "quantize": ["--no-damage"]}.get(words[0], [])
         assert main([*words, *quick]) == 0
     said = capsys.readouterr().out
     assert re.search(r"^[\d ]+$", said, re.MULTILINE), "the sorted numbers"

@@ -293,7 +293,7 @@ TEXT, VISION = "text_config", "vision_config"
         (["image_token_id"], "x", "image_token_id must be a whole number from 0"),
         (["tie_word_embeddings"], False, "tie_word_embeddings = False, only True is built"),
         (["audio_config"], {}, "audio_config = {}, only None is built"),
-        (["quantization_config"], {}, "asks for quantised weights; open the bfloat16 checkpoint"),
+        (["quantization_config"], {}, "has quant_method = None; only FP8-dynamic as compr"),
         (["dtype"], "float64", "dtype = 'float64', only bfloat16 or float32 or float16 is built"),
         (["dtype"], ["x"], r"dtype = \['x'\], only bfloat16"),
         (["a\nkey"], 1, r"'a\\nkey' is a key that this version does not know"),

@@ -11,6 +11,7 @@ that transformers writes has `per_layer_config`.
 from collections.abc import Mapping
 from typing import Any
 
+from diffusiongemma.checkpoint import fp8
 from diffusiongemma.core.device import DTYPES
 from diffusiongemma.core.errors import ConfigError
 from diffusiongemma.model.config import LayerConfig, ModelConfig, VisionConfig
@@ -80,6 +81,7 @@ def from_hf(raw: Raw) -> ModelConfig:
         given = top.take(key, default)
         fields[key] = None if given is None else top.whole(key, default, least=0)
     fields["dtype"] = _dtype(top, text)
+    fields["fp8"] = _quantised(top)
     top.close()
     if top.problems:
         raise ConfigError(
@@ -161,10 +163,8 @@ class _Section:
         for key in sorted(set(self.raw) - self.taken - _SKIPPED):
             if key in _FIXED:
                 self.one_of(key, *_FIXED[key])
-            elif key != "quantization_config":
+            else:
                 self.complain(key, "is a key that this version does not know")
-            elif self.raw[key] is not None:
-                self.complain(key, "asks for quantised weights; open the bfloat16 checkpoint")
         for part in self.parts:
             part.close()
 
@@ -172,6 +172,14 @@ class _Section:
 def _show(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _quantised(top: _Section) -> bool:
+    asked = top.take("quantization_config", None)
+    what = None if asked is None else fp8.unlike(asked)
+    if what is not None:
+        top.complain("quantization_config", f"{what}; {fp8.BUILT}")
+    return asked is not None
 
 
 def _dtype(top: _Section, text: _Section) -> str:
@@ -340,6 +348,8 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         "text_config": text,
         "vision_config": None if config.vision is None else _vision_to_hf(config.vision),
     }
+    if config.fp8:
+        raw["quantization_config"] = fp8.scheme()
     if from_hf(raw) != config:  # what is written must be what is read
         raise ConfigError(f"no config.json can say {config}; this is a mistake in this package")
     return raw

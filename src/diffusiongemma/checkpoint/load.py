@@ -5,35 +5,30 @@ copy of the model in host memory, and at most one shard is open at a time. Where
 has to change (CPU, same dtype) its weights stay the mapped file, which must then not be written
 to; replacing it is fine. Loading is strict: every tensor that is missing, unexpected, or of another
 shape or format is named, all in one error, before any weight is read. Pickles are never opened.
+Layers that are stored in e4m3 become quantised layers (see `fp8`), if config.json speaks of them.
 """
 
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffusiongemma.checkpoint import names
+from diffusiongemma.checkpoint import fp8, names
+from diffusiongemma.checkpoint.slots import Slot, slots
 from diffusiongemma.core.errors import CheckpointError
 from diffusiongemma.model.config import ModelConfig
 from diffusiongemma.model.model import DiffusionGemma
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# Formats that a weight may be stored in, as safetensors spells them.
-_FORMATS = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
-_ROWS = 8192  # of an embedding table, compared at a time
+_TOGETHER = 1 << 24  # numbers of two copies that are compared at a time
 _LAYER = re.compile(r"(?<=\.layers\.)(0|[1-9][0-9]{0,5})(?=\.)")
 _LAYERS = re.compile(r"(?<=\.layers\.)#(?=\.)")
 
@@ -84,24 +79,33 @@ def load_model(
     """
     with torch.device("meta"):
         model = DiffusionGemma(config)
-    slots = _slots(model)
-    headers = {shard: _header(shard) for shard in find_shards(folder)}
-    _check(headers, slots, folder)
+    headers = {shard: header_of(shard) for shard in find_shards(folder)}
+    stored = {name: kind for header in headers.values() for name, (_, kind) in header.items()}
+    if config.fp8 and not fp8.adapt(model, stored):
+        raise CheckpointError(
+            f"config.json in {folder} speaks of weights in e4m3, but none is stored so; remove its "
+            "quantization_config, or fetch the weights that belong to it"
+        )
+    places = slots(model, stored)
+    _check(headers, places, folder, config.fp8)
     with tqdm(
-        total=len(slots), unit="tensor", desc="loading", disable=not progress, leave=False
+        total=len(places), unit="tensor", desc="loading", disable=not progress, leave=False
     ) as bar:
         for shard, header in headers.items():
-            ours = [there for there in header if there not in names.TIED]
+            ours = {t: _place(t, places) for t in header if names.original(t) is None}
             # One mapped weight keeps all pages of its shard in memory, read or not.
-            stays = device.type == "cpu" and all(_FORMATS[header[t][1]] is dtype for t in ours)
+            stays = device.type == "cpu" and all(
+                slot.stays(header[there][1], dtype) for there, slot in ours.items()
+            )
             with open_shard(shard) as file:
-                for there in ours:
-                    weight = file.get_tensor(there).to(device, dtype, copy=not stays)
-                    slots[names.to_here(there) or ""].fill(weight)
-                    del weight
+                for there, slot in ours.items():
+                    copy = not stays and not slot.copies
+                    value = file.get_tensor(there).to(device, slot.dtype or dtype, copy=copy)
+                    slot.fill(value)
+                    del value
                     bar.update()
     if device.type != "meta":
-        _check_copies(headers, slots)
+        _check_copies(headers)
     return model.eval().requires_grad_(False)
 
 
@@ -176,7 +180,12 @@ def open_shard(path: Path) -> Iterator[Any]:
         yield file
 
 
-def _header(path: Path) -> Header:
+def header_of(path: Path) -> Header:
+    """Shape and format of every tensor of a shard; no weight is read.
+
+    Raises:
+        CheckpointError: the file is cut off or damaged, or may not be read.
+    """
     with open_shard(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}
         return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
@@ -186,24 +195,37 @@ def _unreadable(path: Path, error: OSError) -> str:
     return f"{path} cannot be read: {error.strerror or error}; check the file and its permissions"
 
 
-def _check(headers: dict[Path, Header], slots: "dict[str, _Slot]", folder: Path) -> None:
+def _place(there: str, places: Mapping[str, Slot]) -> Slot:
+    """Where a tensor that was checked belongs."""
+    return places[names.to_here(there) or ""]
+
+
+def _check(
+    headers: dict[Path, Header], places: Mapping[str, Slot], folder: Path, quantised: bool
+) -> None:
     """Compare what is stored with what is expected, and raise one error for all that differs."""
-    missing = {names.to_there(here): "" for here in slots}
-    unexpected, shapes, formats, twice = [], [], [], []
+    missing = {names.to_there(here): "" for here in places}
+    unexpected, shapes, twice = [], [], []
+    formats: dict[str, list[str]] = {}
     seen: set[str] = set()
     for shard, header in headers.items():
         for there, (shape, stored) in header.items():
-            slot = slots.get(names.to_here(names.TIED.get(there, there)) or "")
-            if there in seen:
+            original = names.original(there)
+            here = names.to_here(original or there) or ""
+            slot = places.get(here)
+            # A scale of experts may have several names.
+            name = names.to_there(here) if slot is not None and original is None else there
+            if name in seen:
                 twice.append(there)
             elif slot is None:
                 unexpected.append(there)
-            elif shape != tuple(slot.shape):
-                shapes.append(f"{there} of {shape} in {shard.name}, expected {tuple(slot.shape)}")
-            elif stored not in _FORMATS:
-                formats.append(f"{there} as {stored} in {shard.name}")
-            seen.add(there)
-            missing.pop(there, None)
+            elif shape != slot.shape:
+                shapes.append(f"{there} of {shape} in {shard.name}, expected {slot.shape}")
+            elif stored not in slot.formats:
+                kind = f"in a format other than {', '.join(slot.formats)}"
+                formats.setdefault(kind, []).append(f"{there} as {stored} in {shard.name}")
+            seen.add(name)
+            missing.pop(name, None)
     if missing and SINGLE not in {shard.name for shard in headers}:
         table = _index(folder)
         missing = {t: f", not in {table[t]} as listed" if t in table else "" for t in missing}
@@ -211,58 +233,34 @@ def _check(headers: dict[Path, Header], slots: "dict[str, _Slot]", folder: Path)
         "missing": [there + where for there, where in missing.items()],
         "unexpected": unexpected,
         "of another shape": shapes,
-        f"in a format other than {', '.join(_FORMATS)}": formats,
+        **formats,
         "stored twice": twice,
     }
     said = [f"{len(what)} {kind}: {_group(what)}" for kind, what in kinds.items() if what]
     if said:
+        same = "FP8-dynamic" if quantised else "unquantised"
         raise CheckpointError(
             f"the weights in {folder} do not fit its config.json: {'; '.join(said)}. "
-            "Check that both come from the same unquantised checkpoint"
+            f"Check that both come from the same {same} checkpoint"
         )
 
 
-def _check_copies(headers: dict[Path, Header], slots: "dict[str, _Slot]") -> None:
+def _check_copies(headers: dict[Path, Header]) -> None:
     """Tied weights may be stored as copies; one that differs belongs to another architecture."""
-    for shard, header in headers.items():
-        for there in header.keys() & names.TIED.keys():
-            original = names.TIED[there]
-            table = slots[names.to_here(original) or ""].value
-            with open_shard(shard) as file:
-                copy = file.get_slice(there)
-                for start in range(0, len(table), _ROWS):
-                    rows = table[start : start + _ROWS]
-                    if not torch.equal(copy[start : start + _ROWS].to(rows), rows):
-                        raise CheckpointError(
-                            f"{there} in {shard} differs from {original}, but this network has one "
-                            "table for both; remove it from the file or open another checkpoint"
-                        )
-
-
-class _Slot:
-    """A parameter or buffer of the network, at first without memory."""
-
-    def __init__(self, owner: nn.Module, name: str, empty: Tensor) -> None:
-        self.owner, self.name, self.shape = owner, name, empty.shape
-        self.is_parameter = isinstance(empty, nn.Parameter)
-
-    @property
-    def value(self) -> Tensor:
-        return getattr(self.owner, self.name)
-
-    def fill(self, value: Tensor) -> None:
-        if self.is_parameter:
-            value = nn.Parameter(value, requires_grad=False)
-        setattr(self.owner, self.name, value)
-
-
-def _slots(model: nn.Module) -> dict[str, _Slot]:
-    slots = {}
-    for path, module in model.named_modules():
-        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        for name, tensor in own:
-            slots[f"{path}.{name}" if path else name] = _Slot(module, name, tensor)
-    return slots
+    where = {there: shard for shard, header in headers.items() for there in header}
+    copies = {there: original for there in where if (original := names.original(there)) is not None}
+    for there, original in copies.items():
+        with open_shard(where[there]) as file, open_shard(where[original]) as other:
+            copy, table = file.get_slice(there), other.get_slice(original)
+            shape, _ = headers[where[there]][there]
+            rows = max(1, _TOGETHER // math.prod(shape[1:]))
+            for start in range(0, shape[0], rows):
+                part = slice(start, start + rows)
+                if not torch.equal(copy[part].double(), table[part].double()):
+                    raise CheckpointError(
+                        f"{there} in {where[there]} differs from {original}, but this network has "
+                        "one table for both; remove it from the file or open another checkpoint"
+                    )
 
 
 def _group(items: Iterable[str]) -> str:

@@ -95,8 +95,38 @@ _TABLE = [
         )
     ),
 ]
-_HERE = dict(_TABLE)
-_THERE = {here: there for there, here in _TABLE}
+# What a quantised layer has beside its weight, and experts that are stored one by one: parts of the
+# two tensors that we have.
+_QUANTISED = [
+    *(
+        (f"model.decoder.layers.#.{there}_proj.weight_scale", f"blocks.#.{here}.scale")
+        for there, here in (
+            *((f"self_attn.{part}", f"attention.{part}") for part in "qkvo"),
+            *((f"mlp.{part}", f"dense.{part}") for part in ("gate", "up", "down")),
+        )
+    ),
+    *(
+        (f"model.decoder.layers.#.experts.{part}_proj_scale", f"blocks.#.experts.{part}_scale")
+        for part in ("gate_up", "down")
+    ),
+    *(
+        (
+            f"model.decoder.layers.#.experts.#.{part}_proj.{there}",
+            f"blocks.#.experts.#.{part}{here}",
+        )
+        for part in ("gate", "up", "down")
+        for there, here in (("weight", ""), ("weight_scale", "_scale"))
+    ),
+]
+# Other names for the scales of experts that are stored as two tensors, which no library's own
+# format has a name for.
+_OTHERS = [
+    (f"model.decoder.layers.#.experts.{part}_proj{there}", f"blocks.#.experts.{part}_scale")
+    for part in ("gate_up", "down")
+    for there in (".weight_scale", "_weight_scale")
+]
+_HERE = dict(_TABLE + _QUANTISED + _OTHERS)
+_THERE = {here: there for there, here in _TABLE + _QUANTISED}
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 # Copies that some writers store beside the one table of embeddings, and where that is. Loading
@@ -105,6 +135,18 @@ TIED = dict.fromkeys(
     ["lm_head.weight", "model.encoder.language_model.embed_tokens.weight"],
     "model.decoder.embed_tokens.weight",
 )
+_ENCODER, _DECODER = "model.encoder.language_model.layers.", "model.decoder.layers."
+
+
+def original(name: str) -> str | None:
+    """Of which tensor a checkpoint's tensor is a copy; None if it is none.
+
+    The encoder's layers are the decoder's but for their scalars. Compressed-tensors parts what is
+    tied, so transformers stores them once more.
+    """
+    if name.startswith(_ENCODER) and not name.endswith(".layer_scalar"):
+        return _DECODER + name.removeprefix(_ENCODER)
+    return TIED.get(name)
 
 
 def to_here(name: str) -> str | None:

@@ -12,6 +12,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffusiongemma.checkpoint import names
+from diffusiongemma.checkpoint import fp8
 from diffusiongemma.checkpoint.config import to_hf
 from diffusiongemma.checkpoint.load import INDEX, SINGLE
 from diffusiongemma.core.errors import CheckpointError
@@ -59,23 +60,36 @@ def save_model(
     """
     dtype = str(model.dtype).removeprefix("torch.")
     config = _merged(to_hf(dataclasses.replace(model.config, dtype=dtype)), keys or {})
+    with whole_folder(folder, overwrite=overwrite) as scratch:
+        for file in copy:
+            shutil.copyfile(file, scratch / file.name)
+        for name, content in (extra or {}).items():
+            write_json(scratch / name, content)
+        write_json(scratch / "config.json", config)
+        _write_weights(model, scratch, shard_bytes)
+    return Path(folder)
+
+
+@contextmanager
+def whole_folder(folder: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Path]:
+    """A hidden folder to write to, which takes the place of `folder` if all went well.
+
+    Raises:
+        CheckpointError: the folder is in the way, or cannot be written.
+    """
     target = _free(folder, overwrite)
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch.mkdir()
-        for file in copy:
-            shutil.copyfile(file, scratch / file.name)
-        for name, content in (extra or {}).items():
-            _write_json(scratch / name, content)
-        _write_json(scratch / "config.json", config)
-        _write_weights(model, scratch, shard_bytes)
+        yield scratch
         _swap(scratch, target)
+    except CheckpointError:
+        raise
     except (OSError, SafetensorError) as error:
         raise _unwritable(target, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return Path(folder)
 
 
 def _free(folder: str | os.PathLike[str], overwrite: bool) -> Path:
@@ -110,12 +124,13 @@ def _unwritable(folder: str | os.PathLike[str], error: Exception) -> CheckpointE
     )
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """A JSON object, as people can read it."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _write_weights(model: DiffusionGemma, folder: Path, shard_bytes: int) -> None:
-    tensors = {names.to_there(here): value for here, value in model.state_dict().items()}
+    tensors = dict(fp8.stored(model))
     shards = list(_shards(tensors, shard_bytes))
     table, total = {}, 0
     for number, shard in enumerate(shards, start=1):
@@ -128,7 +143,7 @@ def _write_weights(model: DiffusionGemma, folder: Path, shard_bytes: int) -> Non
         total += sum(value.nbytes for value in shard.values())
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": table}
-        _write_json(folder / INDEX, index)
+        write_json(folder / INDEX, index)
 
 
 def _shards(tensors: dict[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:

@@ -16,7 +16,9 @@ from typing import Any
 from diffusiongemma.cli.options import Parser, whole
 from diffusiongemma.core.errors import OptionError
 
-USAGE = "diffusiongemma bench [--model shipped|mid|FOLDER] [--quick] [--json FILE]"
+USAGE = """\
+diffusiongemma bench [--model shipped|mid|FOLDER] [--quick] [--json FILE]
+       diffusiongemma bench --size 26b [--part check|bf16|fp8|batch] [--out FOLDER]"""
 ABOUT = """\
 Time denoising steps and whole answers on the CPU, beside transformers if it is installed: the same
 weights, format and number of steps, in turns, in one process. The floor is a step's multiplications
@@ -45,11 +47,20 @@ def parser() -> Parser:
     how.add_argument("--alone", action="store_true", help="without transformers")
     how.add_argument("--quick", action="store_true", help="one small case")
     how.add_argument("--json", type=Path, metavar="FILE", help="write all samples' figures there")
+    whole_size = made.add_argument_group("whole size, with random weights and without a checkpoint")
+    whole_size.add_argument("--size", metavar="NAME", help="26b on a GPU, or toy, to rehearse")
+    whole_size.add_argument("--part", metavar="NAME", help="check, bf16, fp8 or batch (bf16)")
+    whole_size.add_argument("--out", type=Path, metavar="FOLDER", help="cases done stay done there")
+    whole_size.add_argument("--device", metavar="NAME", help="(cuda if there is one)")
     return made
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, write."""
+    if args.size is not None:
+        from diffusiongemma.cli.whole import run as whole_run
+
+        return whole_run.run(args)
     import torch
 
     from diffusiongemma.cli.benching import floor, theirs
@@ -115,7 +126,7 @@ def _network(
         ours = Ours(models.opened(folder, kind))
         sides: list[measure.Side] = [ours]
         if not alone:
-            sides.append(Theirs(folder, kind))
+            sides.append(Theirs.opened(folder, kind))
         config = ours.model.config
         most = config.max_position_embeddings - max(1, args.canvases) * config.canvas_length
         for batch, context in itertools.product(wanted["batch"], wanted["context"]):
@@ -185,7 +196,7 @@ def _machine(rates: dict[str, float]) -> dict[str, Any]:
     return {
         "command": " ".join(["diffusiongemma", *sys.argv[1:]]),
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": _commit(),
+        "commit": commit_of(),
         "processor": machine.processor()["name"],
         "vectors": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
@@ -197,7 +208,7 @@ def _machine(rates: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
+def commit_of() -> str | None:
     """Of the working tree that this file lies in, marked if it has changes; None outside one."""
     here = Path(__file__).parent
     try:

@@ -123,7 +123,7 @@ def _count(shard: Path) -> dict[str, int]:
     counts: Counter[str] = Counter()
     with open_shard(shard) as file:
         for name in file.keys():
-            if name not in names.TIED:
+            if names.original(name) is None:
                 stored = file.get_slice(name)
                 counts[stored.get_dtype()] += math.prod(stored.get_shape())
     return counts

@@ -76,10 +76,15 @@ def gpus() -> Facts:
 
 
 def backends() -> Facts:
-    """Which code runs each kernel."""
-    quick = "a faster twin on the CPU; the reference on GPUs and for training"
-    said = dict.fromkeys(("experts", "gated", "linear", "norm_rope", "readout"), quick)
-    return said | {"attention": "torch's scaled_dot_product_attention"}
+    """Which code runs each kernel, on each device that there is."""
+    import torch
+
+    from diffusiongemma.kernels.ops import backends as of
+
+    found: Facts = {"cpu": of(torch.device("cpu"))}
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        found[f"cuda:{index}"] = of(torch.device("cuda", index))
+    return found
 
 
 def fit(needed: int, found: Facts) -> Facts:

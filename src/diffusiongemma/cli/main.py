@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from diffusiongemma.cli.screen import printable
 from diffusiongemma.core.errors import DiffusionGemmaError
 
-VERBS = ("run", "chat", "trace", "evaluate", "bench", "doctor")  # the first goes without saying
+# The first goes without saying.
+VERBS = ("run", "chat", "trace", "evaluate", "quantize", "bench", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,6 +21,7 @@ examples:
   diffusiongemma chat                          a conversation, as the canvas refines
   diffusiongemma trace "Reverse: lantern"      a page that replays how an answer came about
   diffusiongemma evaluate                      how many problems it solves
+  diffusiongemma quantize OUT                  its weights in eight bits, and what that costs
   diffusiongemma bench                         how fast it is, beside transformers
   diffusiongemma doctor                        what this machine can run, and why
 """

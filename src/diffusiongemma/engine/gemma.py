@@ -50,6 +50,16 @@ class Ban:
 
     def __init__(self, ids: Sequence[int], device: torch.device) -> None:
         self.ids = torch.tensor(sorted(ids), dtype=torch.int64, device=device)
+        self._bias_V: Tensor | None = None
+
+    def bias_V(self, vocabulary: int) -> Tensor | None:
+        """The same as something to add to the logits, made once; None bans nothing."""
+        if len(self.ids) == 0:
+            return None
+        if self._bias_V is None or len(self._bias_V) != vocabulary:
+            zeros = torch.zeros(vocabulary, device=self.ids.device)
+            self._bias_V = zeros.index_fill_(0, self.ids, BANNED)
+        return self._bias_V
 
     def __call__(self, logits_LV: Tensor) -> Tensor:
         """Give the banned tokens no probability."""

@@ -13,12 +13,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from diffusiongemma.core.log import logger
 from diffusiongemma.diffusion.loop import Recipe
 from diffusiongemma.diffusion.noise import Purpose, seed_words, uniforms
 from diffusiongemma.diffusion.step import refine
 from diffusiongemma.diffusion.stop import Progress
-from diffusiongemma.kernels.fast import give_up, no_triton
+from diffusiongemma.kernels.fast import attempt, no_triton, triton
+from diffusiongemma.kernels.readout import Readout
 from diffusiongemma.model import slots as slotted
 from diffusiongemma.model.context import Context
 from diffusiongemma.model.model import DiffusionGemma
@@ -44,6 +44,7 @@ class Steps:
         index_B: of each row's canvas within its answer.
         revisions_B: how often a most likely token of each row's canvas has changed.
         flags_B: 1 where the canvas is stable and sure, 2 where the predictions are not numbers.
+        plain: True runs every step as it is, without a capture; to compare with.
     """
 
     def __init__(
@@ -77,11 +78,16 @@ class Steps:
             *shape, model.config.hidden_size, dtype=model.dtype, device=device
         )
         self._graphs: dict[str, torch.cuda.CUDAGraph] = {}
+        self.plain = False
 
     @property
     def captured(self) -> bool:
         """Whether steps are replayed as graphs: on GPUs, where nothing needs the host."""
-        return self.model.device.type == "cuda" and self.model.dtype == torch.bfloat16
+        device, config = self.model.device, self.model.config
+        whole = device.type == "cuda" and self.model.dtype == torch.bfloat16
+        # Without Triton, quantised experts ask the host how many tokens each of them has.
+        needs_host = config.fp8 and no_triton(device) is not None
+        return whole and not needs_host and not self.plain
 
     def serves(self, recipes: Sequence[Recipe], capacity: int) -> bool:
         """Whether these can be answered without a new capture, in the memory there is."""
@@ -104,7 +110,7 @@ class Steps:
             one.zero_()
         self.index_B.fill_(canvas)
         self.best_BL.fill_(-1)
-        self.canvas_BL.copy_(self._noise())
+        self.canvas_BL.copy_(self._draws()[1])
 
     def step(self) -> list[int]:
         """One step of every row; gives each row's flags."""
@@ -148,17 +154,12 @@ class Steps:
         return graph
 
     def _warmed(self, work: Callable[[], None], kept: Sequence[Tensor]) -> None:
+        def plain() -> None:
+            self._restore(kept)
+            work()
+
         for _ in range(_WARM):
-            try:
-                work()
-            except Exception as error:
-                # Whatever a kernel's compiler may raise: the plain twins can do the work.
-                if no_triton(self.model.device) is not None:
-                    raise
-                give_up(self.model.device, f"{type(error).__name__}: {error}".splitlines()[0])
-                logger.debug("", exc_info=True)
-                self._restore(kept)
-                work()
+            attempt(self.model.device, work, plain)
             self._restore(kept)
 
     def _state(self) -> list[Tensor]:
@@ -186,7 +187,7 @@ class Steps:
         self.revisions_B.masked_fill_(self.commits_B, 0)
         self.best_BL.masked_fill_(begun_B1, -1)
         self.soft_BLD.masked_fill_(begun_B1[..., None], 0.0)
-        self.canvas_BL.copy_(torch.where(begun_B1, self._noise(), self.canvas_BL))
+        self.canvas_BL.copy_(torch.where(begun_B1, self._draws()[1], self.canvas_BL))
         hidden = slotted.advance(
             self.model, whole_BL, self.commits_B, self.canvas_BL, self.soft_BLD, self.slots
         )
@@ -200,27 +201,50 @@ class Steps:
         left_B = (config.max_denoising_steps - self.number_B + 1).double()
         share_B = left_B / config.max_denoising_steps
         heat_B = config.t_min + (config.t_max - config.t_min) * share_B
-        place = (self.seeds, self.index_B, self.number_B, self.width)
-        uniform_BL = uniforms(*place, Purpose.DRAW)
+        uniform_BL, noise_BL = self._draws()
         readout = self.model.readout(hidden_BLD, heat_B.float(), uniform_BL, self.recipe.shaper)
-        progress = Progress(self.best_BL, self.repeats_B)
-        step = refine(readout, self._noise(), config, progress, self.recipe.rule)
         self.before_BL.copy_(self.canvas_BL)
-        self.canvas_BL.copy_(step.canvas_BL)
-        self.accepted_BL.copy_(step.accepted_BL)
-        self.revised_BL.copy_(step.revised_BL)
-        self.revisions_B += step.revised_BL.sum(-1)
-        self.entropy_BL.copy_(step.entropy_BL)
+        done_B = self._refined(readout, noise_BL)
+        self.entropy_BL.copy_(readout.entropy_BL)
         self.soft_BLD.copy_(readout.soft_BLD)
-        self.best_BL.copy_(step.progress.best_BL)
-        self.repeats_B.copy_(step.progress.repeats_B)
         broken_B = ~readout.entropy_BL.isfinite().all(-1)
-        self.flags_B.copy_(step.done_B.long() + 2 * broken_B.long())
+        self.flags_B.copy_(done_B.long() + 2 * broken_B.long())
 
-    def _noise(self) -> Tensor:
-        """Random tokens for every position; before the first step, those it starts from."""
+    def _refined(self, readout: Readout, noise_BL: Tensor) -> Tensor:
+        """Acceptance and the stop rule; the next canvas and what is remembered go to the state."""
+        config = self.recipe.config
+        best_BL = readout.best_BL
+        self.revised_BL.copy_((self.best_BL >= 0) & (best_BL != self.best_BL))
+        self.revisions_B += self.revised_BL.sum(-1)
+        if triton(best_BL) and self.width <= 1024:
+            from diffusiongemma.kernels.triton.refine import refine as quick
+
+            canvas_BL, accepted_BL, repeats_B, done_B = quick(
+                readout.token_BL, best_BL, readout.entropy_BL, noise_BL, self.best_BL,
+                self.repeats_B, config.entropy_bound, config.stability_threshold,
+                config.confidence_threshold,
+            )  # fmt: skip
+        else:
+            progress = Progress(self.best_BL, self.repeats_B)
+            step = refine(readout, noise_BL, config, progress)
+            canvas_BL, accepted_BL, done_B = step.canvas_BL, step.accepted_BL, step.done_B
+            repeats_B = step.progress.repeats_B
+        self.canvas_BL.copy_(canvas_BL)
+        self.accepted_BL.copy_(accepted_BL)
+        self.best_BL.copy_(best_BL)
+        self.repeats_B.copy_(repeats_B)
+        return done_B
+
+    def _draws(self) -> tuple[Tensor, Tensor]:
+        """What decides a step's tokens, and random tokens for every position."""
         place = (self.seeds, self.index_B, self.number_B, self.width)
-        return (uniforms(*place, Purpose.NOISE) * self.recipe.vocabulary).long()
+        if triton(self.canvas_BL):
+            from diffusiongemma.kernels.triton.refine import draws
+
+            return draws(*place, self.recipe.vocabulary)
+        uniform_BL = uniforms(*place, Purpose.DRAW)
+        noise_BL = (uniforms(*place, Purpose.NOISE) * self.recipe.vocabulary).long()
+        return uniform_BL, noise_BL
 
 
 def _kind(recipe: Recipe) -> Recipe:

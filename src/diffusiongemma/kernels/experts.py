@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffusiongemma.kernels.fast import CHUNK, fast
+from diffusiongemma.kernels.fast import CHUNK, attempt, fast, triton
 from diffusiongemma.kernels.gated import gated
 from diffusiongemma.kernels.linear import OUTPUTS, ROWS, linear
 
@@ -40,8 +40,39 @@ def experts(
         down_EDF: the way back.
     """
     wide = min(gate_up.shape[1], down_EDF.shape[1]) >= OUTPUTS
-    twin = _lean if wide and fast(x_SD) else plain
+    twin = plain
+    if fast(x_SD):
+        twin = _lean if wide else plain
+    elif x_SD.is_cuda and x_SD.dtype == torch.bfloat16:
+        twin = _triton if triton(x_SD) else grouped
     return twin(x_SD, expert_SG, weight_SG, gate_up, down_EDF)
+
+
+def _triton(
+    x_SD: Tensor, expert_SG: Tensor, weight_SG: Tensor, gate_up: Tensor, down_EDF: Tensor
+) -> Tensor:
+    from diffusiongemma.kernels.triton import experts as quick
+
+    given = (x_SD, expert_SG, weight_SG, gate_up, down_EDF)
+    return attempt(x_SD.device, lambda: quick.experts(*given), lambda: grouped(*given))
+
+
+def grouped(
+    x_SD: Float[Tensor, "S D"],
+    expert_SG: Int[Tensor, "S G"],
+    weight_SG: Float[Tensor, "S G"],
+    gate_up: Float[Tensor, "E two_F D"],
+    down_EDF: Float[Tensor, "E D F"],
+) -> Float[Tensor, "S D"]:
+    """For GPUs without Triton, in bfloat16: torch's grouped product, without a look at the host."""
+    flat = expert_SG.reshape(-1)
+    order = flat.argsort(stable=True)
+    experts_E = torch.arange(gate_up.shape[0], device=flat.device)
+    ends = (flat[:, None] == experts_E).sum(0).cumsum(0).to(torch.int32)
+    x = x_SD[order // expert_SG.shape[1]]
+    gate, up = F.grouped_mm(x, gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
+    answers = F.grouped_mm(gated(gate, up), down_EDF.transpose(1, 2), offs=ends)
+    return _summed(answers.float() * weight_SG.reshape(-1)[order, None], order, expert_SG, x_SD)
 
 
 def plain(
@@ -52,10 +83,9 @@ def plain(
     down_EDF: Float[Tensor, "E D F"],
 ) -> Float[Tensor, "S D"]:
     """The reference."""
-    tokens, chosen = expert_SG.shape
     order = expert_SG.reshape(-1).argsort(stable=True)
     counts = torch.bincount(expert_SG.reshape(-1), minlength=gate_up.shape[0]).tolist()
-    source = order // chosen
+    source = order // expert_SG.shape[1]
     answers, start = [], 0
     for expert, count in enumerate(counts):
         if count:
@@ -63,11 +93,15 @@ def plain(
             answers.append(_feed(group, gate_up[expert], down_EDF[expert]))
             start += count
     weighted = torch.cat(answers).float() * weight_SG.reshape(-1)[order, None]
+    return _summed(weighted, order, expert_SG, x_SD)
+
+
+def _summed(weighted: Tensor, order: Tensor, expert_SG: Tensor, x_SD: Tensor) -> Tensor:
     # Back to the token's own slots, ordered by expert number, so that the order in which a
     # token's answers are added is the same in every batch.
     slot = torch.empty_like(order)
     slot[order] = torch.arange(order.numel(), device=order.device)
-    slot_SG = slot.view(tokens, chosen).sort(dim=1).values
+    slot_SG = slot.view(expert_SG.shape).sort(dim=1).values
     return weighted[slot_SG].sum(dim=1).to(x_SD.dtype)
 
 

@@ -6,6 +6,8 @@ Fast twins write in place and into buffers, so autograd cannot follow them: they
 import functools
 import importlib.util
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from diffusiongemma.core.log import logger
 SWITCH = "DIFFUSIONGEMMA_KERNELS"
 """The environment's say: `plain` has GPUs run the plain twins too."""
 
+Result = TypeVar("Result")
 CHUNK = 1 << 16
 """Elements of a float32 scratch that a twin works on at a time: a quarter megabyte, so that the
 scratch stays in a core's own cache and the allocator never has to ask the system for its pages."""
@@ -53,3 +56,24 @@ def give_up(device: torch.device, why: str) -> None:
     _broken[device] = why
     no_triton.cache_clear()
     logger.warning("the Triton kernels do not run here (%s); the plain ones are used", why)
+
+
+def attempt(
+    device: torch.device, quick: Callable[[], Result], plain: Callable[[], Result]
+) -> Result:
+    """A Triton twin's result; the plain one's, from now on, if the twin cannot be built or started.
+
+    Args:
+        device: whose twins are in question.
+        quick: must leave nothing changed when it fails.
+        plain: the same work.
+    """
+    try:
+        return quick()
+    except Exception as error:
+        # Whatever a kernel's compiler may raise. Too little memory is another matter.
+        if isinstance(error, torch.OutOfMemoryError) or no_triton(device) is not None:
+            raise
+        logger.debug("", exc_info=True)
+        give_up(device, f"{type(error).__name__}: {error}".splitlines()[0])
+        return plain()

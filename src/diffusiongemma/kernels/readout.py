@@ -14,13 +14,14 @@ is in `readout_cpu`.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diffusiongemma.kernels.draw import draw
-from diffusiongemma.kernels.fast import fast
+from diffusiongemma.kernels.fast import attempt, fast, triton
 from diffusiongemma.kernels.linear import linear
 from diffusiongemma.kernels.readout_cpu import read_positions, softcapped_
 
@@ -28,7 +29,9 @@ Shaper = Callable[[Tensor], Tensor]
 """Changes the softcapped logits of one row, float32 (L, V), before the temperature: bans, biases,
 grammars. A ban is a large negative number (see `BANNED`), never minus infinity, whose product with
 probability zero is not a number. One that looks at each position by itself may say so with an
-attribute `pointwise` that is true; it is then shown any positions together."""
+attribute `pointwise` that is true; it is then shown any positions together. One that only adds the
+same to every position may have a method `bias_V(vocabulary)`, which gives what it adds, float32, or
+None for nothing; a GPU then does it on the way."""
 
 BANNED = -1.0e9
 _TOGETHER = 1 << 18  # logits that are made and read together
@@ -118,6 +121,24 @@ def readout(
         ask: what else to report.
     """
     ask = ask or Ask()
+    given = (hidden_BLD, embedding_VD, cap, scale, temperature_B, uniform_BL, shaper)
+    usual = ask == Ask() and (shaper is None or hasattr(shaper, "bias_V"))
+    if usual and triton(hidden_BLD) and embedding_VD.dtype == torch.bfloat16:
+        return attempt(hidden_BLD.device, lambda: _triton(*given), lambda: _by_rows(*given, ask))
+    return _by_rows(*given, ask)
+
+
+def _by_rows(
+    hidden_BLD: Tensor,
+    embedding_VD: Tensor,
+    cap: float,
+    scale: Tensor,
+    temperature_B: Tensor,
+    uniform_BL: Tensor,
+    shaper: Shaper | None,
+    ask: Ask,
+) -> Readout:
+    """The vocabulary, read for one row after the other, or a few together."""
     rows, length, _ = hidden_BLD.shape
     # Small vocabularies are read for several rows together.
     some = max(1, _TOGETHER // (length * len(embedding_VD))) if fast(hidden_BLD) else 1
@@ -133,6 +154,35 @@ def readout(
         soft = [expected_embedding(p_LV, embedding_VD, scale) for p_LV in p_BLV]
         reports.append(report | {"soft_BLD": torch.stack(soft)})
     return Readout(**{name: torch.cat([r[name] for r in reports]) for name in reports[0]})
+
+
+def _triton(
+    hidden_BLD: Tensor,
+    embedding_VD: Tensor,
+    cap: float,
+    scale: Tensor,
+    temperature_B: Tensor,
+    uniform_BL: Tensor,
+    shaper: Any,
+) -> Readout:
+    """From a GPU's twins: logits are written once, in the weights' format."""
+    from diffusiongemma.kernels.triton import readout as reading
+    from diffusiongemma.kernels.triton import soften as softening
+
+    rows, length, width = hidden_BLD.shape
+    bias_V = None if shaper is None else shaper.bias_V(len(embedding_VD))
+    logits_SV = linear(hidden_BLD.flatten(0, 1), embedding_VD)
+    heat_S = temperature_B.float().repeat_interleave(length, output_size=rows * length)
+    seen = reading.read(logits_SV, cap, heat_S, uniform_BL.flatten(), bias_V)
+    soft_SD = softening.soften(
+        logits_SV, cap, heat_S, seen.log_total_S, bias_V, embedding_VD, scale
+    )
+    return Readout(
+        token_BL=seen.token_S.view(rows, length),
+        best_BL=seen.best_S.view(rows, length),
+        entropy_BL=seen.entropy_S.view(rows, length),
+        soft_BLD=soft_SD.view(rows, length, width),
+    )
 
 
 def _plain(

@@ -44,7 +44,7 @@ def attend_canvas(
     if q_BLNH.device.type != "cpu":
         index = torch.arange(k_BKCH.shape[2], device=first_B.device)
         mask_BC = (index >= first_B[:, None]) & (index < end_B[:, None])
-        return _masked(q_BLNH, k_BKCH, v_BKCH, mask_BC[:, None])
+        return masked(q_BLNH, k_BKCH, v_BKCH, mask_BC[:, None])
     parts = []
     ends = zip(first_B.tolist(), end_B.tolist(), strict=True)
     for row, (first, end) in enumerate(ends):
@@ -81,7 +81,7 @@ def attend_causal(
     if window is not None:
         mask_BTC &= index > own_BT[..., None] - window
     if device.type != "cpu":
-        return _masked(q_BTNH, k_BKCH, v_BKCH, mask_BTC)
+        return masked(q_BTNH, k_BKCH, v_BKCH, mask_BTC)
     parts = []
     for row, (first, end) in enumerate(zip(first_B.tolist(), end_B.tolist(), strict=True)):
         if window is not None:
@@ -96,7 +96,7 @@ def _twin(q: Tensor) -> bool:
     return triton(q) and q.dtype == torch.bfloat16
 
 
-def _masked(
+def masked(
     q_BTNH: Tensor, k_BKCH: Tensor, v_BKCH: Tensor, mask: Bool[Tensor, "B _ C"]
 ) -> Float[Tensor, "B T N H"]:
     """All of the buffer, most of it masked: slow, but its shape does not depend on lengths."""

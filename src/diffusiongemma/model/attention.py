@@ -8,10 +8,9 @@ normed without weight, on every layer, and not turned.
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffusiongemma.kernels.linear import linears
 from diffusiongemma.kernels.norm_rope import norm_rope, rms_norm
 from diffusiongemma.model.config import LayerConfig, ModelConfig
-from diffusiongemma.model.layers import Linear, RMSNorm
+from diffusiongemma.model.layers import Linear, RMSNorm, project
 from diffusiongemma.model.passes import Pass
 
 Turn = tuple[Tensor, Tensor]
@@ -43,8 +42,8 @@ class Attention(nn.Module):
             through: the pass, which holds context and masks.
         """
         tokens, eps = x_SD.shape[0], self.q_norm.eps
-        weights = [part.weight for part in (self.q, self.k, self.v) if part is not None]
-        parts = [out.unflatten(-1, (-1, self.head_dim)) for out in linears(x_SD, weights)]
+        layers = [part for part in (self.q, self.k, self.v) if part is not None]
+        parts = [out.unflatten(-1, (-1, self.head_dim)) for out in project(x_SD, layers)]
         q_SNH, k_SKH, v_SKH = parts[0], parts[1], parts[-1]
         q_SNH = norm_rope(q_SNH, self.q_norm.weight, eps, turn)
         k_SKH = norm_rope(k_SKH, self.k_norm.weight, eps, turn)

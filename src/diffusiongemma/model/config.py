@@ -58,6 +58,8 @@ class ModelConfig:
         partial_rotary_factor: share of a full layer's channel pairs that turn with position.
         image_spans_see_themselves: soft tokens of one image attend to each other both ways.
         image_token_id: placeholder that a soft token replaces; None without images.
+        dtype: of what is stored and computed, by name.
+        fp8: some linear layers are stored in e4m3; see `quant`.
     """
 
     vocab_size: int
@@ -82,6 +84,7 @@ class ModelConfig:
     eoi_token_id: int | None = None
     vision: VisionConfig | None = None
     dtype: str = "bfloat16"
+    fp8: bool = False
 
     def __post_init__(self) -> None:
         _need(self.sliding_window >= 2, self, "sliding_window")

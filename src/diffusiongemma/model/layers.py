@@ -1,5 +1,8 @@
 """The small parts: RMS norm, embedding table, gated feed-forward."""
 
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -20,6 +23,37 @@ class Linear(nn.Module):
     def forward(self, x_SD: Float[Tensor, "S D"]) -> Float[Tensor, "S F"]:
         """x @ weight.T"""
         return linear(x_SD, self.weight)
+
+    @staticmethod
+    def together(
+        x_SD: Float[Tensor, "S D"], parts: Sequence["Linear"]
+    ) -> Sequence[Float[Tensor, "S _"]]:
+        """Several products of the same rows."""
+        return linears(x_SD, [part.weight for part in parts])
+
+
+@runtime_checkable
+class Projection(Protocol):
+    """A linear layer, however its weights are stored: `Linear`, or `quant.linear.Fp8Linear`."""
+
+    def __call__(self, x_SD: Tensor) -> Tensor:
+        """The product with rows, (S, D) to (S, F)."""
+        ...
+
+    @staticmethod
+    def together(x_SD: Tensor, parts: Sequence[Any]) -> Sequence[Tensor]:
+        """Several layers of this kind, and the same rows."""
+        ...
+
+
+def project(
+    x_SD: Float[Tensor, "S D"], parts: Sequence[Projection]
+) -> Sequence[Float[Tensor, "S _"]]:
+    """The same rows through several linear layers: together, if they are of one kind."""
+    kind = type(parts[0])
+    if all(type(part) is kind for part in parts):
+        return kind.together(x_SD, parts)
+    return [part(x_SD) for part in parts]
 
 
 class RMSNorm(nn.Module):
@@ -45,7 +79,8 @@ class Embedding(nn.Module):
     @property
     def scale(self) -> Tensor:
         """sqrt(D), rounded to the weights' dtype: 2816 channels in bfloat16 give 53, not 53.07."""
-        root = torch.tensor(self.weight.shape[1] ** 0.5, device=self.weight.device)
+        # Filled, not copied from the host, which a captured step could not do.
+        root = torch.full((), self.weight.shape[1] ** 0.5, device=self.weight.device)
         return root.to(self.weight.dtype)
 
     def forward(self, ids: Int[Tensor, "*axes"]) -> Float[Tensor, "*axes D"]:
@@ -64,5 +99,5 @@ class FeedForward(nn.Module):
 
     def forward(self, x_SD: Float[Tensor, "S D"]) -> Float[Tensor, "S D"]:
         """Each row by itself."""
-        gate, up = linears(x_SD, (self.gate.weight, self.up.weight))
+        gate, up = project(x_SD, (self.gate, self.up))
         return self.down(gated(gate, up))

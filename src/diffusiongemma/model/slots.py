@@ -14,12 +14,17 @@ Committed tokens take the encoder's path and scalars and see what an encode woul
 next canvas sees them as context. Lossless: each row gets what two forwards would give it.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diffusiongemma.core.errors import ContextError
+from diffusiongemma.kernels.fast import triton
 from diffusiongemma.kernels.slots import attend_canvas, attend_causal, write
+from diffusiongemma.model.block import Block
 from diffusiongemma.model.context import Context, Fixed
 from diffusiongemma.model.model import DiffusionGemma
 
@@ -88,11 +93,82 @@ class Slots:
                 store.used += tokens
 
 
-class _Refine:
-    """Every row's canvas, over its context."""
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Equally many tokens of every row that attend in one way.
+
+    Attributes:
+        part: which of the packed tokens.
+        at_B: index in the buffers where each row's first token goes.
+        first_B: oldest index that they see.
+        causal: whether a token sees only what lies before it, within the window; if not, it sees
+            all of its piece.
+    """
+
+    part: slice
+    at_B: Int[Tensor, " B"]
+    first_B: Int[Tensor, " B"]
+    causal: bool
+
+
+class _Through:
+    """A pass over slots: its tokens come in pieces, whose places are the same in all layers of a
+    kind.
+    """
+
+    positions_S: Tensor
 
     def __init__(self, slots: Slots) -> None:
         self.slots = slots
+        self._pieces: dict[int | None, list[Piece]] = {}
+
+    def pieces(self, layer: int) -> list[Piece]:
+        """In the order in which they write and attend."""
+        window = self.slots.windows[layer]
+        if window not in self._pieces:
+            self._pieces[window] = self._cut(window)
+        return self._pieces[window]
+
+    def attend(self, layer: int, q_SNH: Tensor, k_SKH: Tensor, v_SKH: Tensor) -> Tensor:
+        """Each piece is written to its place, then sees what it may."""
+        k_BKCH, v_BKCH = self.slots.buffers[layer]
+        parts = []
+        for piece in self.pieces(layer):
+            q_BTNH, k_BTKH, v_BTKH = (
+                one[piece.part].unflatten(0, (-1, self.slots.width))
+                for one in (q_SNH, k_SKH, v_SKH)
+            )
+            write(k_BKCH, k_BTKH, piece.at_B)
+            write(v_BKCH, v_BTKH, piece.at_B)
+            parts.append(self.over(layer, piece, q_BTNH).flatten(0, 1))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def over(self, layer: int, piece: Piece, q_BTNH: Tensor) -> Tensor:
+        """Attention of a piece whose keys and values are written."""
+        k_BKCH, v_BKCH = self.slots.buffers[layer]
+        end_B = piece.at_B + self.slots.width
+        if piece.causal:
+            window = self.slots.windows[layer]
+            return attend_causal(q_BTNH, k_BKCH, v_BKCH, piece.first_B, end_B, window)
+        return attend_canvas(q_BTNH, k_BKCH, v_BKCH, piece.first_B, end_B)
+
+    def _cut(self, window: int | None) -> list[Piece]:
+        raise NotImplementedError
+
+    def _canvas(self, window: int | None, part: slice, ahead_B: Tensor | None) -> Piece:
+        """Canvases over their contexts, `ahead_B` tokens longer than told."""
+        end_B = self.slots.length_B if ahead_B is None else self.slots.length_B + ahead_B
+        if window is None:
+            return Piece(part, end_B, torch.zeros_like(end_B), causal=False)
+        first_B = (end_B - (window - 1)).clamp(min=0)
+        return Piece(part, end_B - self.slots.start_B, first_B - self.slots.start_B, causal=False)
+
+
+class Refine(_Through):
+    """Every row's canvas, over its context."""
+
+    def __init__(self, slots: Slots) -> None:
+        super().__init__(slots)
         across = torch.arange(slots.width, device=slots.length_B.device)
         self.positions_S = (slots.length_B[:, None] + across).flatten()
 
@@ -100,58 +176,51 @@ class _Refine:
         """All tokens are denoised."""
         return x_SD * denoise_scalar
 
-    def attend(self, layer: int, q_SNH: Tensor, k_SKH: Tensor, v_SKH: Tensor) -> Tensor:
-        """Write the canvas behind its context, and see both."""
-        parts = (part.unflatten(0, (-1, self.slots.width)) for part in (q_SNH, k_SKH, v_SKH))
-        ahead_B = torch.zeros_like(self.slots.length_B)
-        return _over(self.slots, layer, ahead_B, *parts).flatten(0, 1)
+    def scalars(self, blocks: Sequence[Block]) -> Sequence[Tensor]:
+        """What each layer multiplies its tokens with: one number for all."""
+        return [block.denoise_scalar for block in blocks]
+
+    def _cut(self, window: int | None) -> list[Piece]:
+        return [self._canvas(window, slice(None), None)]
 
 
-class _Advance:
+class Advance(_Through):
     """Finished canvases of some rows, then every row's canvas. All rows have both, for fixed
     shapes; where nothing is committed the first half is written where nobody looks.
     """
 
     def __init__(self, slots: Slots, commits_B: Bool[Tensor, " B"]) -> None:
-        self.slots, width = slots, slots.width
+        super().__init__(slots)
+        width = slots.width
         self.ahead_B = torch.where(commits_B, width, 0)
         across = torch.arange(width, device=commits_B.device)
         both = torch.stack([slots.length_B, slots.length_B + self.ahead_B])
         self.positions_S = (both[..., None] + across).flatten()
+        self.tokens = len(commits_B) * width  # of each half
 
     def scale(self, x_SD: Tensor, encode_scalar: Tensor, denoise_scalar: Tensor) -> Tensor:
         """The encoder's scalar for what is committed, the denoiser's for what is denoised."""
         encoded, denoised = x_SD.chunk(2)
         return torch.cat([encoded * encode_scalar, denoised * denoise_scalar])
 
-    def attend(self, layer: int, q_SNH: Tensor, k_SKH: Tensor, v_SKH: Tensor) -> Tensor:
-        """Write both, then let each half see what it may."""
-        slots, window = self.slots, self.slots.windows[layer]
-        halves = [part.unflatten(0, (2, -1, slots.width)) for part in (q_SNH, k_SKH, v_SKH)]
-        q_BTNH, k_BTKH, v_BTKH = (half[0] for half in halves)
-        k_BKCH, v_BKCH = slots.buffers[layer]
-        at_B = slots.length_B - (slots.start_B if window else 0) + (slots.width - self.ahead_B)
-        write(k_BKCH, k_BTKH, at_B)
-        write(v_BKCH, v_BTKH, at_B)
-        first_B = torch.zeros_like(at_B)
-        read = attend_causal(q_BTNH, k_BKCH, v_BKCH, first_B, at_B + slots.width, window)
-        seen = _over(slots, layer, self.ahead_B, *(half[1] for half in halves))
-        return torch.cat([read.flatten(0, 1), seen.flatten(0, 1)])
+    def scalars(self, blocks: Sequence[Block]) -> Sequence[Tensor]:
+        """What each layer multiplies its tokens with, one number a token."""
+        encoded = torch.cat([block.encode_scalar for block in blocks])[:, None]
+        denoised = torch.cat([block.denoise_scalar for block in blocks])[:, None]
+        shape = (len(blocks), self.tokens)
+        both = torch.cat([encoded.expand(shape), denoised.expand(shape)], dim=1)
+        return both.unbind()
 
-
-def _over(
-    slots: Slots, layer: int, ahead_B: Tensor, q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor
-) -> Tensor:
-    """Canvases over their contexts, `ahead_B` tokens longer than told."""
-    window, (k_BKCH, v_BKCH) = slots.windows[layer], slots.buffers[layer]
-    end_B = slots.length_B + ahead_B
-    at_B, first_B = end_B, torch.zeros_like(end_B)
-    if window is not None:
-        at_B = end_B - slots.start_B
-        first_B = (end_B - (window - 1)).clamp(min=0) - slots.start_B
-    write(k_BKCH, k_BLKH, at_B)
-    write(v_BKCH, v_BLKH, at_B)
-    return attend_canvas(q_BLNH, k_BKCH, v_BKCH, first_B, at_B + slots.width)
+    def _cut(self, window: int | None) -> list[Piece]:
+        slots, half = self.slots, self.tokens
+        at_B = slots.length_B - (0 if window is None else slots.start_B)
+        read = Piece(
+            slice(0, half),
+            at_B + (slots.width - self.ahead_B),
+            torch.zeros_like(at_B),
+            causal=True,
+        )
+        return [read, self._canvas(window, slice(half, None), self.ahead_B)]
 
 
 def denoise(
@@ -169,7 +238,7 @@ def denoise(
         slots: the context.
     """
     x_SD = _conditioned(model, canvas_BL, soft_BLD)
-    return model.trunk(x_SD, _Refine(slots)).view(*canvas_BL.shape, -1)
+    return _trunk(model, x_SD, Refine(slots)).view(*canvas_BL.shape, -1)
 
 
 def advance(
@@ -197,10 +266,18 @@ def advance(
     """
     read_SD = model.embedding(whole_BL).flatten(0, 1)
     x_SD = torch.cat([read_SD, _conditioned(model, canvas_BL, soft_BLD)])
-    through = _Advance(slots, commits_B)
-    _, hidden_SD = model.trunk(x_SD, through).chunk(2)
+    through = Advance(slots, commits_B)
+    _, hidden_SD = _trunk(model, x_SD, through).chunk(2)
     slots.length_B += through.ahead_B
     return hidden_SD.view(*canvas_BL.shape, -1)
+
+
+def _trunk(model: DiffusionGemma, x_SD: Tensor, through: Refine | Advance) -> Tensor:
+    if triton(x_SD) and x_SD.dtype == torch.bfloat16:
+        from diffusiongemma.model import fused
+
+        return fused.trunk(model, x_SD, through)
+    return model.trunk(x_SD, through)
 
 
 def _conditioned(model: DiffusionGemma, canvas_BL: Tensor, soft_BLD: Tensor) -> Tensor:

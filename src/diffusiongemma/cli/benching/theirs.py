@@ -26,7 +26,9 @@ class Theirs:
 
     name = "transformers"
 
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+    @classmethod
+    def opened(cls, folder: Path, dtype: torch.dtype) -> "Theirs":
+        """With a network of its own, from a folder."""
         hf = importlib.import_module("transformers")
         hf.utils.logging.set_verbosity_error()
         hf.utils.logging.disable_progress_bar()
@@ -36,9 +38,13 @@ class Theirs:
             config.vision_config.num_hidden_layers = 1
         if config.image_token_id is None:
             config.image_token_id = -1  # its generate compares ids with it and stumbles over None
-        self.model: Any = hf.DiffusionGemmaForBlockDiffusion.from_pretrained(
+        found = hf.DiffusionGemmaForBlockDiffusion.from_pretrained(
             folder, config=config, dtype=dtype
-        ).eval()
+        )
+        return cls(found.eval())
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.device = model, model.device
         # No answer ends early, or the sides would do different work.
         self.model.generation_config.eos_token_id = None
         self.model.generation_config.pad_token_id = None
@@ -62,8 +68,9 @@ class Theirs:
         settings, _ = model._prepare_generation_config(self._settings(steps, 1))
         longest = tokens + model.config.canvas_length
         cache = model._prepare_cache_for_generation(settings, rows, longest)
-        seen = torch.ones(rows, tokens, dtype=torch.bool)
-        positions = torch.arange(tokens, dtype=torch.int32)[None]
+        seen = torch.ones(rows, tokens, dtype=torch.bool, device=self.device)
+        ids_BT = ids_BT.to(self.device)
+        positions = torch.arange(tokens, dtype=torch.int32, device=self.device)[None]
         width = model.config.canvas_length
         sampler = model._prepare_sampler(settings)
         stopping = model._prepare_diffusion_stopping_criteria(settings)
@@ -81,7 +88,9 @@ class Theirs:
         self.fixed = {
             "decoder_forward": model.forward,
             "input_ids": ids_BT,
-            "decoder_position_ids": torch.arange(tokens, longest, dtype=torch.int32)[None],
+            "decoder_position_ids": torch.arange(
+                tokens, longest, dtype=torch.int32, device=self.device
+            )[None],
             "mask_mapping": masks,
             "past_key_values": cache,
             "cur_step": steps,
@@ -98,7 +107,7 @@ class Theirs:
             current_canvas=canvas,
             argmax_canvas=best,
             self_conditioning_logits=soft,
-            finished_denoising=torch.zeros(canvas.shape[0], dtype=torch.bool),
+            finished_denoising=torch.zeros(canvas.shape[0], dtype=torch.bool, device=self.device),
             **self.fixed,
         )
         self.state = tuple(state)
@@ -109,7 +118,9 @@ class Theirs:
         Returns:
             denoising steps of a canvas, as they were counted.
         """
-        said = self.model.generate(ids_BT, generation_config=self._settings(steps, canvases))
+        said = self.model.generate(
+            ids_BT.to(self.device), generation_config=self._settings(steps, canvases)
+        )
         width = self.model.config.canvas_length
         return round(float(width / said.tokens_per_forward.float().mean()))
 

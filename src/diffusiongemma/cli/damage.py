@@ -1,0 +1,144 @@
+"""What a quantised checkpoint lost, measured: logits, answers, and steps times milliseconds.
+
+A format that is faster per step but needs more steps is slower; so the three are told together.
+Knows the problems that are asked and how the tables look; the logits, `quant.damage` compares.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusiongemma.cli.benching.measure import compare as take_turns
+from diffusiongemma.cli.benching.ours import Ours
+from diffusiongemma.engine.gemma import Gemma
+from diffusiongemma.engine.open import load
+from diffusiongemma.engine.prompt import Asked, read
+from diffusiongemma.evals.run import Record, evaluate
+from diffusiongemma.evals.task import problems
+from diffusiongemma.evals.tasks import TASKS
+from diffusiongemma.quant import damage
+
+LEVELS = (0.25, 0.5, 0.75, 1.0)
+EACH = 4  # problems of each task whose canvases are looked at
+ROUNDS = 5  # turns of each side where time is measured
+_STRANGE = 24  # tokens of a prompt for a network without words
+_BATCH = 64
+_END = "<turn|>"
+
+Tell = Callable[[str], None]
+
+
+def logits(before: Path, after: Path, tell: Tell, **how: Any) -> str:
+    """How far the logits moved, as a table in Markdown.
+
+    Args:
+        before: the plain checkpoint.
+        after: the quantised one.
+        tell: is given a word on what runs now.
+        **how: for `load`.
+    """
+    tell("logits before")
+    gemma = load(before, **how)
+    cases = _cases(gemma)
+    seen = damage.look(gemma.model, cases)
+    del gemma  # one network at a time
+    tell("logits after")
+    twin = load(after, **how)
+    found = damage.compare(twin.model, cases, seen, damage.look(twin.model, cases, seen))
+    lines = [
+        "| noise | positions | mean error | largest | spread of logits | mean / spread "
+        "| same best token |",
+        "|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for one in found:
+        lines.append(
+            f"| {100 * one.level:.0f} % | {one.positions} | {one.mean:.4f} | {one.largest:.2f} | "
+            f"{one.spread:.2f} | {100 * one.mean / one.spread:.2f} % | {100 * one.agree:.1f} % |"
+        )
+    return "\n".join(lines)
+
+
+def answers(before: Path, after: Path, count: int, tell: Tell, **how: Any) -> str:
+    """Answers to held-out problems and what they cost, as tables in Markdown.
+
+    Both networks are in memory at once, and take turns where time is measured.
+
+    Args:
+        before: the plain checkpoint.
+        after: the quantised one.
+        count: problems of each task.
+        tell: is given a word on what runs now.
+        **how: for `load`.
+    """
+    pair = [load(before, **how), load(after, **how)]
+    records: list[list[Record]] = []
+    for name, gemma in zip(("before", "after"), pair, strict=True):
+        tell(f"answers {name}")
+        records.append(list(evaluate(gemma, list(TASKS), count, batch=_BATCH)))
+    lines = [
+        "| task | problems | right, before | after | steps per canvas, before | after |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for task in (*TASKS, "all"):
+        own = [[r for r in side if task in (r.task, "all")] for side in records]
+        right = [f"{100 * sum(r.right for r in side) / len(side):.1f} %" for side in own]
+        steps = [f"{_steps(side):.2f}" for side in own]
+        lines.append(f"| {task} | {len(own[0])} | {' | '.join(right)} | {' | '.join(steps)} |")
+    return "\n".join([*lines, "", *_cost(pair, [_steps(side) for side in records], tell)])
+
+
+def _cost(pair: Sequence[Gemma], steps: Sequence[float], tell: Tell) -> list[str]:
+    sides = [Ours(gemma.model) for gemma in pair]
+    for side, name in zip(sides, ("before", "after"), strict=True):
+        side.name = name
+    prompt = torch.tensor([_cases(pair[0])[0].prompt], device=pair[0].device.device)
+    seen = take_turns(sides, prompt, steps=8, canvases=0, rounds=ROUNDS, tell=tell)
+    # The fastest step, for what else the machine does only makes steps slower.
+    milliseconds = [1000 * min(seen[side.name].step) for side in sides]
+    canvas = [a * b for a, b in zip(steps, milliseconds, strict=True)]
+    rows = {"steps per canvas": steps, "ms per step": milliseconds, "steps x ms": canvas}
+    lines = ["| | before | after | after / before |", "|---|--:|--:|--:|"]
+    for name, (one, two) in rows.items():
+        lines.append(f"| {name} | {one:.2f} | {two:.2f} | {two / one:.2f} |")
+    place = pair[0].device
+    threads = f", {torch.get_num_threads()} thread(s)" if place.device.type == "cpu" else ""
+    said = f"One prompt at a time, on {place.device.type}{threads}; the fastest step counts."
+    lines += ["", said]
+    if place.device.type == "cpu":
+        lines[-1] += (
+            " A CPU has no product of e4m3: it widens the weights at every step, so its time "
+            "says nothing of a GPU's."
+        )
+    return lines
+
+
+def _steps(records: Sequence[Record]) -> float:
+    taken = [steps for record in records for steps in record.steps]
+    return sum(taken) / len(taken)
+
+
+def _cases(gemma: Gemma) -> list[damage.Case]:
+    """Held-out problems with their right answers; random tokens, if there are no words."""
+    config, chat = gemma.model.config, gemma.chat
+    end = min(gemma.eos, default=0)
+    if chat is not None:
+        found = chat.tokenizer.id(_END)
+        end = end if found is None else found
+    prompts: list[list[int]] = []
+    answers: list[list[int]] = []
+    for task in TASKS.values():
+        source = problems(task, "damage", held=True)
+        dice = random.Random(task.name)
+        for problem in (next(source) for _ in range(EACH)):
+            if chat is None:
+                sizes = (_STRANGE, config.canvas_length)
+                ids, answer = ([dice.randrange(config.vocab_size) for _ in range(n)] for n in sizes)
+            else:
+                ids, _ = read(problem.prompt, Asked(), chat, config)
+                answer = chat.tokenizer.encode(problem.answer, special=False)
+            prompts.append([one for one in ids if one != config.image_token_id])
+            answers.append(answer)
+    return damage.cases(prompts, answers, LEVELS, config, end)

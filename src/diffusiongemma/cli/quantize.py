@@ -1,0 +1,133 @@
+"""The verb `quantize`: a checkpoint in eight bits, and what that cost.
+
+Knows options and what is written beside the weights. The work is `checkpoint.quantise`'s, the
+measuring `damage`'s.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from diffusiongemma.cli.options import Parser, whole
+from diffusiongemma.core.errors import CheckpointError, OptionError, unknown_name
+
+USAGE = "diffusiongemma quantize [MODEL] OUT [options]"
+ABOUT = """\
+Write a checkpoint whose experts and linear layers are in e4m3 (FP8-dynamic, as compressed-tensors
+writes it), shard by shard, in memory for about one shard; then say what that did to the logits and,
+on problems with known answers, to answers, steps and time."""
+AFTER = """\
+examples:
+  diffusiongemma quantize small-fp8                      the small model, and how it fares
+  diffusiongemma quantize FOLDER OUT --no-damage
+  diffusiongemma -m small-fp8 "Reverse: lantern"
+"""
+FORMATS = ("fp8",)
+_USUAL = 100  # problems of a task that the small model is asked
+_CARD = """\
+---
+library_name: diffusiongemma
+---
+
+# {name} in FP8-dynamic
+
+Made from {base} by `diffusiongemma quantize`. Attention, dense branches and experts are in e4m3
+with one scale an output channel; activations are quantised row by row as they come. Embedding and
+head, routers, norms, self-conditioning and the vision tower are as they were.
+"""
+
+
+def parser() -> Parser:
+    """The options of this verb."""
+    made = Parser(USAGE, ABOUT, AFTER)
+    made.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a checkpoint's folder or hub id (the small model inside the package)",
+    )
+    made.add_argument("out", metavar="OUT", help="the folder to write")
+    made.add_argument("--format", default="fp8", metavar="NAME", help="fp8 (fp8)")
+    made.add_argument(
+        "--overwrite", action="store_true", help="replace a checkpoint that is at OUT"
+    )
+    made.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
+    made.add_argument("--offline", action="store_true", help="take nothing from the network")
+    told = made.add_argument_group("the damage")
+    told.add_argument("--no-damage", action="store_true", help="only write")
+    told.add_argument(
+        "--problems",
+        type=whole,
+        metavar="N",
+        help=f"held-out problems a task ({_USUAL} for the small model, else 0)",
+    )
+    told.add_argument("--device", metavar="NAME", help="where it is measured: cpu, cuda or cuda:N")
+    return made
+
+
+def run(args: argparse.Namespace) -> int:
+    """Quantise, measure, tell."""
+    if args.format not in FORMATS:
+        raise OptionError(unknown_name("format", args.format, FORMATS))
+    count = _count(args)
+    out = Path(args.out)
+    if not args.overwrite and os.path.lexists(out):
+        raise CheckpointError(f"{out} exists; name another folder, or pass --overwrite")
+
+    from diffusiongemma.checkpoint import hub
+    from diffusiongemma.checkpoint.quantise import quantise_folder
+    from diffusiongemma.core.files import write_whole
+    from diffusiongemma.engine.open import SHIPPED
+
+    shown = sys.stderr is not None and sys.stderr.isatty()
+    model = SHIPPED if args.model is None else args.model
+    source = hub.find(model, revision=args.revision, offline=args.offline or None, progress=shown)
+    if os.path.realpath(source) == os.path.realpath(out):
+        raise CheckpointError(f"{out} is the checkpoint that is read; name another folder")
+    before = sum(file.stat().st_size for file in source.glob("*.safetensors"))
+    quantise_folder(source, out, overwrite=args.overwrite, progress=shown)
+    after = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    said = f"{out}: {after / 1e6:,.1f} MB of weights, before {before / 1e6:,.1f} MB"
+    name = "the small model" if args.model is None else source.name
+    base = "the small model inside diffusiongemma" if args.model is None else f"`{args.model}`"
+    card = _CARD.format(name=name[:1].upper() + name[1:], base=base)
+    write_whole(out / "README.md", f"{card}\n{said}.\n")
+    print(said, flush=True)
+    if not args.no_damage:
+        tables = _damage(source, out, count, args)
+        write_whole(out / "README.md", f"{card}\n{said}.\n\n{tables}\n")
+        print(f"\n{tables}")
+    return 0
+
+
+def _count(args: argparse.Namespace) -> int:
+    if args.no_damage and args.problems is not None:
+        raise OptionError("--problems is asked of the damage; omit --no-damage")
+    if args.problems is None:
+        return _USUAL if args.model is None else 0
+    if args.problems < 0:
+        raise OptionError(f"--problems must be 0 or more, got {args.problems}")
+    return args.problems
+
+
+def _damage(source: Path, out: Path, count: int, args: argparse.Namespace) -> str:
+    from diffusiongemma.cli import damage
+
+    how: dict[str, Any] = {"device": args.device, "offline": True, "progress": False}
+
+    def tell(word: str) -> None:
+        print(f"measuring: {word}", file=sys.stderr, flush=True)
+
+    parts = [
+        "## What it cost",
+        "The same canvases of held-out problems before both, at several levels of noise:",
+        damage.logits(source, out, tell, **how),
+    ]
+    if count:
+        parts += [
+            "Held-out problems, answered by both with the same random numbers:",
+            damage.answers(source, out, count, tell, **how),
+        ]
+    return "\n\n".join(parts)

@@ -1,0 +1,202 @@
+"""The whole-size bench's parts: cases one after the other, each written down when it is done.
+
+A case that the folder holds is not measured again, so that a run that was cut off goes on where it
+ended. Nothing begins that the time that is left may not hold.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusiongemma.cli.whole import account, answers, check, parts, rival
+from diffusiongemma.cli.whole.card import card
+from diffusiongemma.cli.whole.clock import Clock, limits
+from diffusiongemma.cli.whole.network import TOY, config_of, made, skew
+from diffusiongemma.core.device import choose
+from diffusiongemma.core.errors import OptionError
+from diffusiongemma.kernels.ops import backends
+from diffusiongemma.model.model import DiffusionGemma
+
+PARTS = ("check", "bf16", "fp8", "batch")
+LIMIT = 8 * 60.0  # seconds after which no further case begins
+STEPS, PROMPT, CANVASES = 16, 1024, 4
+# The op whose kernel most of a part's time is spent in; products are torch's library's everywhere.
+_OPS = {
+    "experts": "experts",
+    "attention": "attention",
+    "statistics": "readout",
+    "acceptance": "refine",
+    "norms, rotations, gaps": "norm_rope",
+}
+Case = tuple[str, Callable[[], dict[str, Any]]]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure one part and print a card for each case, and its figures as one line of JSON.
+
+    Raises:
+        OptionError: no such part or size, or a size that wants a GPU.
+    """
+    config, part = config_of(args.size), args.part or "bf16"
+    if part not in PARTS:
+        raise OptionError(f"--part must be one of {', '.join(PARTS)}, got '{part}'")
+    device = choose(args.device, None, "bfloat16").device
+    if device.type != "cuda" and config is not TOY:
+        raise OptionError("--size 26b needs a GPU, and none was found; --size toy rehearses it")
+    bench = Bench(args.size, part, device, args.out, alone=args.alone)
+    for name, work in bench.cases():
+        bench.case(name, work)
+    return 1 if bench.failed else 0
+
+
+class Bench:
+    """One part on one device.
+
+    Attributes:
+        failed: names of the cases that raised.
+    """
+
+    def __init__(
+        self, size: str, part: str, device: torch.device, out: Path | None, *, alone: bool
+    ) -> None:
+        self.size, self.part, self.device, self.alone = size, part, device, alone
+        self.config, self.clock = config_of(size), Clock(device)
+        self.begun = time.perf_counter()
+        self.file = None if out is None else out / f"{size}-{part}.jsonl"
+        self.done = self._held()
+        self.failed: list[str] = []
+        self.prompt = PROMPT if device.type == "cuda" else 100
+        self._model: tuple[str, DiffusionGemma] | None = None
+
+    def case(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        """Measure one case, unless it is done or there is no time for it."""
+        if name in self.done:
+            print(f"{name}: done before", file=sys.stderr)
+            return
+        spent = time.perf_counter() - self.begun
+        if spent > LIMIT:
+            print(f"{name}: left for another run, {spent:.0f} s are spent", file=sys.stderr)
+            return
+        print(f"{name} ({spent:.0f} s)", file=sys.stderr, flush=True)
+        line: dict[str, Any] = {"case": name, "size": self.size, "part": self.part}
+        try:
+            line |= work()
+        except Exception as error:  # one case must not cost the others; its error is told whole
+            self.failed.append(name)
+            line["error"] = f"{type(error).__name__}: {error}"
+            import traceback
+
+            traceback.print_exc()
+        line["seconds_spent"] = time.perf_counter() - self.begun - spent
+        self._keep(line)
+
+    def cases(self) -> Iterator[Case]:
+        """The part's cases, dear ones last."""
+        yield "limits", lambda: self._machine() | limits(self.clock)
+        if self.part == "check":
+            yield from check.checks(self.device, self.size)
+            return
+        for format in ("fp8",) if self.part == "fp8" else ("bfloat16",):
+            for routing in ("even",) if self.part == "batch" else ("even", "skewed"):
+                for rows in (1, 2, 4, 8) if self.part == "batch" else (1,):
+                    yield from self._of(format, routing, rows)
+
+    def _of(self, format: str, routing: str, rows: int) -> Iterator[Case]:
+        name = f"{format}, {routing} routing, batch {rows}"
+        yield f"{name}: step", lambda: self._step(format, routing, rows)
+        yield f"{name}: answer", lambda: self._answer(format, routing, rows)
+        if self.part == "bf16" and not self.alone:
+            yield f"{name}: transformers", lambda: self._rival(routing, False)
+            if routing == "even":
+                yield f"{name}: transformers compiled", lambda: self._rival(routing, True)
+
+    def model(self, format: str, routing: str) -> DiffusionGemma:
+        """The network, one at a time: two would not fit."""
+        wanted = f"{format} {routing}"
+        if self._model is None or self._model[0] != wanted:
+            self._model = None
+            model = made(self.config, self.device, torch.bfloat16)
+            if routing == "skewed":
+                skew(model)
+            if format == "fp8":
+                from diffusiongemma.quant.apply import quantise
+
+                quantise(model)
+            self._model = (wanted, model)
+        return self._model[1]
+
+    def _step(self, format: str, routing: str, rows: int) -> dict[str, Any]:
+        model, room = self.model(format, routing), 2 * self.config.canvas_length
+        steps = parts.opened(model, rows, self.prompt, room, STEPS)
+        found = parts.measured(model, steps, self.clock)
+        distinct = found["experts_hit"]
+        small = {"wide": 1, "expert": 1} if format == "fp8" else {}
+        work = account.step(self.config, self.prompt, rows, distinct, **small)
+        known = self._limits()
+        rate = known["bfloat16_flops_per_second"]
+        floors = {
+            name: one.seconds(
+                known["read_bytes_per_second"],
+                known.get("fp8_flops_per_second", rate)
+                if small and name in ("experts", "dense and projections")
+                else rate,
+            )
+            for name, one in work.items()
+        }
+        read, kernels = sum(one.bytes for one in work.values()), backends(self.device)
+        plain = [part for part, op in _OPS.items() if "reference" in kernels[op]]
+        fallback = sum(found["part_seconds"][part] for part in plain)
+        return found | {
+            "rows": rows,
+            "context": self.prompt,
+            "floor_part_seconds": floors,
+            "floor_seconds": sum(floors.values()),
+            "over_floor": found["step_seconds"] / sum(floors.values()),
+            "bytes_per_second": read / found["step_seconds"],
+            "read_share": read / found["step_seconds"] / known["read_bytes_per_second"],
+            "kernels": kernels,
+            "fallback_share": fallback / found["step_seconds"],
+        }
+
+    def _answer(self, format: str, routing: str, rows: int) -> dict[str, Any]:
+        model = self.model(format, routing)
+        asked = {"rows": rows, "context": self.prompt, "canvases": CANVASES, "steps": STEPS}
+        return asked | answers.measured(model, self.clock, **asked)
+
+    def _rival(self, routing: str, compile: bool) -> dict[str, Any]:
+        theirs = rival.sharing(self.model("bfloat16", routing))
+        theirs = rival.compiled(theirs) if compile else theirs
+        seconds = rival.step_seconds(theirs, 1, self.prompt, STEPS, self.clock)
+        return {"step_seconds": seconds, "kernels": theirs.kernels}
+
+    def _limits(self) -> dict[str, Any]:
+        return self.done["limits"]
+
+    def _machine(self) -> dict[str, Any]:
+        from diffusiongemma.cli import machine
+        from diffusiongemma.cli.bench import commit_of
+
+        about = machine.software() | {"gpus": machine.gpus()}
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        return {"machine": about, "commit": commit_of(), "when": when}
+
+    def _held(self) -> dict[str, dict[str, Any]]:
+        if self.file is None or not self.file.is_file():
+            return {}
+        lines = [json.loads(line) for line in self.file.read_text("utf-8").splitlines() if line]
+        return {line["case"]: line for line in lines if "error" not in line}
+
+    def _keep(self, line: dict[str, Any]) -> None:
+        self.done[line["case"]] = line
+        print(card(line), flush=True)
+        print(json.dumps(line), flush=True)
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")

@@ -1,0 +1,148 @@
+"""Products with weights in e4m3, floats of eight bits; their rows too do not depend on the batch.
+
+Contract: `fp8_linear(x, weight, scale)` is `(xq @ wq.T) * sx * sw`, rounded once to the dtype of x.
+wq is the stored weight with sw, one scale an output channel; xq is x in e4m3 with sx, one scale a
+row: the row's largest number over 448, the largest of e4m3, and at least 1e-12. Quantising divides
+in float32, clamps to plus and minus 448, and rounds to the nearest, ties to even. On the CPU the
+product of two e4m3 is exact in float32, sums are float32 in an order that the batch has no part
+in, so row s depends on row s of x alone, bit for bit.
+
+The reference runs on the CPU and wherever the fast twin cannot. The fast twin is
+`torch._scaled_mm` with a scale for each row and each channel, on GPUs of capability 8.9 and up; it
+was written without such a GPU at hand, and asks one small product whether it may run at all.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusiongemma.kernels.linear import OUTPUTS, linear
+
+E4M3 = torch.float8_e4m3fn
+LARGEST = 448.0
+"""The largest number of e4m3; there is no infinity beyond it."""
+TINIEST = 1e-12
+"""The least scale, for rows of zeros."""
+CAPABILITY = (8, 9)
+"""What a GPU needs at least to multiply e4m3."""
+
+_TOGETHER = 1 << 20  # weights that are widened at a time, into memory that is at hand
+_MULTIPLE = 16  # of both widths, which torch's product with scales asks for
+
+
+def quantise_rows(x_SD: Float[Tensor, "S D"]) -> tuple[Float[Tensor, "S D"], Float[Tensor, " S"]]:
+    """Each row in e4m3, and its scale, float32."""
+    wide_SD = x_SD.float()
+    scale_S = (wide_SD.abs().amax(-1) / LARGEST).clamp(min=TINIEST)
+    return _rounded(wide_SD, scale_S), scale_S
+
+
+def quantise_weight(
+    weight: Float[Tensor, "*rows D"],
+) -> tuple[Float[Tensor, "*rows D"], Float[Tensor, "*rows"]]:
+    """A weight in e4m3, and a scale for each output channel.
+
+    The scale is bfloat16 if the weight is, as compressed-tensors stores it, and float32 otherwise;
+    the weight is divided by the scale as it is stored. A channel of zeros has scale 1.
+
+    Args:
+        weight: one output channel a row, of one matrix or of several.
+    """
+    wide = weight.float()
+    stored = torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float32
+    scale = (wide.abs().amax(-1) / LARGEST).to(stored)
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    return _rounded(wide, scale.float()), scale
+
+
+def _rounded(wide: Tensor, scale: Tensor) -> Tensor:
+    return (wide / scale[..., None]).clamp(-LARGEST, LARGEST).to(E4M3)
+
+
+def widen(q: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """e4m3 as float32, exactly.
+
+    On the CPU by way of float16, whose layout differs by one bit of exponent and a factor of 256:
+    several times as fast as torch's own conversion. A code that is no number becomes 480 there; no
+    quantised weight holds one, and a row that is no number has such a scale.
+    """
+    if q.device.type != "cpu":
+        return q.float()
+    bits = q.view(torch.int8).to(torch.int16).mul_(128).bitwise_and_(~0x4000)
+    return bits.view(torch.float16).float().mul_(256.0)
+
+
+def fp8_linear(
+    x_SD: Float[Tensor, "S D"], weight_FD: Float[Tensor, "F D"], scale_F: Float[Tensor, " F"]
+) -> Float[Tensor, "S F"]:
+    """Multiply every row with a weight in e4m3.
+
+    Args:
+        x_SD: rows, any number, in the format of the activations.
+        weight_FD: one output channel a row, float8_e4m3fn.
+        scale_F: of each output channel, float32.
+    """
+    return fp8_linears(x_SD, [(weight_FD, scale_F)])[0]
+
+
+def fp8_linears(
+    x_SD: Float[Tensor, "S D"], weights: Sequence[tuple[Tensor, Tensor]]
+) -> list[Float[Tensor, "S _"]]:
+    """Multiply every row with several weights; the rows are quantised once.
+
+    Args:
+        x_SD: rows.
+        weights: pairs of weight and scale, as `fp8_linear` takes them.
+    """
+    q_SD, scale_S = quantise_rows(x_SD)
+    outs = []
+    for weight_FD, scale_F in weights:
+        twin = _scaled if fast(x_SD, weight_FD) else plain
+        outs.append(twin(q_SD, scale_S, weight_FD, scale_F, x_SD.dtype))
+    return outs
+
+
+def plain(
+    q_SD: Tensor, scale_S: Tensor, weight_FD: Tensor, scale_F: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """The reference, from rows that are quantised already."""
+    q_SD = widen(q_SD)
+    rows = max(OUTPUTS, _TOGETHER // weight_FD.shape[1])
+    parts = [linear(q_SD, widen(part)) for part in weight_FD.split(rows)]
+    product_SF = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    return product_SF.mul_(scale_S[:, None]).mul_(scale_F).to(dtype)
+
+
+def _scaled(
+    q_SD: Tensor, scale_S: Tensor, weight_FD: Tensor, scale_F: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """torch's product with scales; sums in full float32."""
+    product = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage]
+    across, down = scale_S[:, None], scale_F[None]
+    return product(q_SD, weight_FD.t(), scale_a=across, scale_b=down, out_dtype=dtype)
+
+
+def fast(x_SD: Float[Tensor, "S D"], weight_FD: Float[Tensor, "F D"]) -> bool:
+    """Whether the GPU's twin can multiply these."""
+    if x_SD.device.type != "cuda" or x_SD.dtype != torch.bfloat16:
+        return False
+    fits = weight_FD.shape[0] % _MULTIPLE == 0 and weight_FD.shape[1] % _MULTIPLE == 0
+    return fits and _runs(x_SD.device.index or 0)
+
+
+@functools.cache
+def _runs(index: int) -> bool:
+    """Whether this GPU takes a product with scales of rows and channels."""
+    if torch.cuda.get_device_capability(index) < CAPABILITY:
+        return False
+    with torch.cuda.device(index):
+        q = torch.ones(_MULTIPLE, _MULTIPLE, device="cuda").to(E4M3)
+        one = torch.ones(_MULTIPLE, device="cuda")
+        try:
+            out = _scaled(q, one, q, one, torch.bfloat16)
+        except RuntimeError:  # torch has no kernel for it
+            return False
+    return bool((out == _MULTIPLE).all())

@@ -1,0 +1,118 @@
+"""The verb `quantize`: a folder, a table, and every refusal before the work."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from cli_help import Call
+from diffusiongemma.cli import damage
+from diffusiongemma.engine.open import SHIPPED
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tasks, and one problem of each to look at, are enough."""
+    monkeypatch.setattr(damage, "EACH", 1)
+    monkeypatch.setattr(damage, "ROUNDS", 1)
+    tasks = {name: damage.TASKS[name] for name in ("sorting", "reversing")}
+    monkeypatch.setattr(damage, "TASKS", tasks)
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of a Markdown table's lines."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def number(cell: str) -> float:
+    return float(cell.removesuffix("%").strip())
+
+
+def test_the_small_model_and_what_it_costs(call: Call, tmp_path: Path) -> None:
+    out = tmp_path / "small-fp8"
+    done = call("quantize", out, "--problems", "1", "--device", "cpu")
+    assert done.code == 0, done.err
+    before, after = ((folder / "model.safetensors").stat().st_size for folder in (SHIPPED, out))
+    assert after < before / 3
+    first = done.out.splitlines()[0]
+    assert first == f"{out}: {after / 1e6:.1f} MB of weights, before {before / 1e6:.1f} MB"
+    cells = rows(done.out)
+    levels = [row for row in cells if row[0] in ("25 %", "50 %", "75 %", "100 %")]
+    assert len(levels) == 4
+    for row in levels:
+        mean, largest, spread, share, agree = map(number, row[2:])
+        assert 0 < mean < largest and agree > 90
+        assert share < 10 and abs(share - 100 * mean / spread) < 0.2
+    total = next(row for row in cells if row[0] == "all")
+    assert total[1] == "2"
+    cost = {row[0]: list(map(number, row[1:])) for row in cells if row[0].startswith(("ms", "st"))}
+    assert cost["steps per canvas"][:2] == list(map(number, total[4:]))
+    for side in (0, 1):
+        product = cost["steps per canvas"][side] * cost["ms per step"][side]
+        assert abs(cost["steps x ms"][side] - product) < 0.02 * product + 0.02
+    ratio = cost["steps x ms"][1] / cost["steps x ms"][0]
+    assert abs(cost["steps x ms"][2] - ratio) < 0.02
+    card = (out / "README.md").read_text()
+    assert done.out.split("\n", 2)[2].strip() in card and "in FP8-dynamic" in card
+    assert "measuring: logits after" in done.err and "|" not in done.err
+    answer = call("-m", out, "Reverse: lantern", "--seed", "1")
+    assert answer.code == 0 and answer.out.strip() == "nretnal"
+
+
+def test_a_folder_without_damage(call: Call, words: Path, tmp_path: Path) -> None:
+    done = call("quantize", words, tmp_path / "out", "--no-damage")
+    assert (done.code, done.err.count("measuring")) == (0, 0)
+    assert len(done.out.splitlines()) == 1
+    assert (tmp_path / "out" / "chat_template.jinja").is_file()
+    assert "What it cost" not in (tmp_path / "out" / "README.md").read_text()
+    report = call("doctor", "-m", tmp_path / "out").out
+    assert "F8_E4M3: " in report and "opens: yes" in report
+    with safe_open(str(tmp_path / "out" / "model.safetensors"), "pt") as file:
+        assert any(name.endswith("experts.0.up_proj.weight_scale") for name in file.keys())
+
+
+def test_logits_of_a_network_without_words(call: Call, bare: Path, tmp_path: Path) -> None:
+    done = call("quantize", bare, tmp_path / "out")
+    assert done.code == 0, done.err
+    assert len(rows(done.out)) == 1 + 4
+    assert "answers" not in done.err
+
+
+def test_overwriting_is_asked_for(call: Call, refused: Refused, bare: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert call("quantize", bare, out, "--no-damage").code == 0
+    (out / "old").write_text("x")
+    said = refused("quantize", bare, out, "--no-damage")
+    assert said == f"{out} exists; name another folder, or pass --overwrite"
+    assert (out / "old").exists()
+    assert call("quantize", bare, out, "--no-damage", "--overwrite").code == 0
+    assert not (out / "old").exists()
+
+
+def test_mistakes_are_told_before_the_work(refused: Refused, bare: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def says(pattern: str, *words: object) -> None:
+        said = refused("quantize", *words)
+        assert re.search(pattern, said), said
+        assert list(tmp_path.iterdir()) == []
+
+    says("following arguments are required: OUT|required: OUT")
+    says("unknown format 'fp4'; did you mean 'fp8'", bare, out, "--format", "fp4")
+    says("--problems must be 0 or more, got -1", bare, out, "--problems", "-1")
+    says("--problems is asked of the damage", bare, out, "--problems", "3", "--no-damage")
+    says("is neither a folder nor a hub id", "nowhere", out)
+    says("is the checkpoint that is read", bare, bare, "--overwrite")
+    says("unknown option '--problem'", bare, out, "--problem", "3")
+
+
+def test_it_is_quantised_already(call: Call, refused: Refused, bare: Path, tmp_path: Path) -> None:
+    assert call("quantize", bare, tmp_path / "out", "--no-damage").code == 0
+    said = refused("quantize", tmp_path / "out", tmp_path / "twice")
+    assert "is quantised already; quantise the checkpoint that it was made from" in said
+    assert not (tmp_path / "twice").exists()

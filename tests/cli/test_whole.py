@@ -1,0 +1,91 @@
+"""The whole-size bench, rehearsed at toy size."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from diffusiongemma.cli.main import main
+from diffusiongemma.cli.whole import account, check, network, twins
+from diffusiongemma.model.model import DiffusionGemma
+
+DATA = twins.Data(network.TOY, torch.device("cpu"))
+
+
+def test_the_released_size_is_the_accounts() -> None:
+    """Parameters, bytes and floors of the plan's accounting, to the digit or the rounding."""
+    with torch.device("meta"):
+        model = DiffusionGemma(network.RELEASED)
+    assert sum(weight.numel() for weight in model.parameters()) == 25_250_986_752
+    assert account.parameters(network.RELEASED) == 25_250_986_752
+    for experts, floor in ((128, 12.9), (84, 9.3)):
+        work = account.step(network.RELEASED, 1024, 1, experts)
+        seconds = sum(one.seconds(4.3e12, 790e12) for one in work.values())
+        assert seconds * 1e3 == pytest.approx(floor, abs=0.06)
+
+
+def test_routing_can_be_skewed() -> None:
+    config = network.TOY
+    model = network.made(config, torch.device("cpu"), torch.bfloat16)
+    dice = torch.Generator().manual_seed(0)
+    even = network.hits(model, model.blocks[0].router, dice)
+    assert network.skew(model, 0.8) == pytest.approx(0.8, abs=0.1)
+    assert even > 0.95
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name", [name for name, _ in twins.all_of(twins.Data(network.TOY, torch.device("cpu")))]
+)
+def test_every_kernel_check_passes_interpreted(name: str) -> None:
+    pytest.importorskip("triton")
+    import right_interpreter
+
+    with right_interpreter.right():
+        said = dict(twins.all_of(DATA))[name]()
+    assert said and "not run" not in said
+
+
+def test_a_wrong_kernel_is_found() -> None:
+    truth = torch.randn(1000)
+    usual = truth.bfloat16()
+    twins.held(usual, usual, truth)
+    with pytest.raises(AssertionError, match="mean error"):
+        twins.held(usual * 1.05, usual, truth)
+    with pytest.raises(AssertionError, match="mean error"):
+        twins.held(torch.zeros(10), torch.zeros(10), torch.zeros(10))
+
+
+def test_captured_steps_are_compared() -> None:
+    assert check.captured(torch.device("cpu"))["equal"]
+
+
+def test_parts_are_resumed(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["bench", "--size", "toy", "--part", "batch", "--out", str(tmp_path), "--alone"]
+    assert main(asked) == 0
+    out = capsys.readouterr()
+    assert "times the floor" in out.out and "tokens/s" in out.out
+    file = tmp_path / "toy-batch.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    step = next(line for line in lines if line["case"].endswith("batch 8: step"))
+    assert sum(step["part_seconds"].values()) == pytest.approx(step["step_seconds"], rel=1.0)
+    assert step["over_floor"] > 1
+    file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
+    assert main(asked) == 0
+    again = capsys.readouterr()
+    assert len(re.findall("done before", again.err)) == len(lines) - 1
+    assert len(file.read_text().splitlines()) == len(lines)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--size", "27b"], "--size must be 26b or toy, got '27b'"),
+        (["--size", "toy", "--part", "fp4"], "--part must be one of check, bf16, fp8, batch"),
+        (["--size", "26b", "--device", "cpu"], "needs a GPU"),
+    ],
+)
+def test_what_cannot_be_is_told(asked: list[str], said: str, capsys) -> None:
+    assert main(["bench", *asked]) != 0
+    assert said in capsys.readouterr().err

@@ -1,0 +1,85 @@
+"""The trunk with fused kernels, interpreted, against the trunk as it is written."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import right_interpreter
+from diffusiongemma.model import fused, slots
+from diffusiongemma.model.config import LayerConfig, ModelConfig
+from diffusiongemma.model.init import initialise
+from diffusiongemma.model.model import DiffusionGemma
+
+pytest.importorskip("triton")
+SLIDING = LayerConfig(sliding=True, head_dim=16, num_key_value_heads=2)
+FULL = LayerConfig(sliding=False, head_dim=32, num_key_value_heads=1)
+TOY = ModelConfig(
+    vocab_size=101,
+    hidden_size=64,
+    intermediate_size=192,
+    layers=(SLIDING, FULL),
+    num_attention_heads=4,
+    sliding_window=12,
+    num_experts=4,
+    top_k_experts=2,
+    moe_intermediate_size=64,
+    max_position_embeddings=400,
+    canvas_length=16,
+)
+
+
+@pytest.fixture(autouse=True)
+def interpreter():
+    with right_interpreter.right():
+        yield
+
+
+def _loud(**changes) -> DiffusionGemma:
+    """Nothing is left at one."""
+    model = initialise(DiffusionGemma(dataclasses.replace(TOY, **changes)), seed=5)
+    dice = torch.Generator().manual_seed(6)
+    for weight in [*model.parameters(), *model.buffers()]:
+        if weight.ndim == 1:
+            weight.data.mul_(1 + 0.3 * torch.randn(weight.shape, generator=dice))
+    return model.requires_grad_(False).bfloat16()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("work", ["refine", "advance"])
+@pytest.mark.parametrize("hidden", [64, 48], ids=["dense beside experts", "apart"])
+def test_the_trunk(work: str, hidden: int) -> None:
+    model = _loud(moe_intermediate_size=hidden)
+    dice = torch.Generator().manual_seed(7)
+    x_SD = torch.randn(2 * 16 * (1 + (work == "advance")), 64, generator=dice).bfloat16()
+    said, written = [], []
+    for trunk in (model.trunk, lambda *given: fused.trunk(model, *given)):
+        context = model.context(rows=2, capacity=80)
+        for row, tokens in enumerate((30, 7)):
+            ids = torch.randint(0, 101, (1, tokens), generator=torch.Generator().manual_seed(8))
+            model.encode(model.embed(ids), context.pick([row]))
+        held = slots.Slots(context, 16)
+        commits = torch.tensor([False, True])
+        through = slots.Refine(held) if work == "refine" else slots.Advance(held, commits)
+        said.append(trunk(x_SD, through))
+        written.append([part for pair in held.buffers for part in pair])
+    # Everything is rounded where the plain trunk rounds it, but for the branches when they run
+    # together, which keep more.
+    allowed = 0.1 if hidden == 64 else 0.01
+    assert float((said[0].float() - said[1].float()).abs().max()) < allowed
+    assert float(said[0].abs().max()) > 3
+    for plain, quick in zip(*written, strict=True):
+        torch.testing.assert_close(quick, plain, rtol=0.05, atol=allowed)
+
+
+def test_weights_are_joined_once_and_stay_what_they_were() -> None:
+    model = _loud()
+    attention = model.blocks[0].attention
+    layers = [attention.q, attention.k, attention.v]
+    before = [layer.weight.clone() for layer in layers]
+    whole = fused.joined(layers)
+    assert torch.equal(whole, torch.cat(before))
+    again = fused.joined(layers)
+    assert again.data_ptr() == whole.data_ptr() and torch.equal(again, whole)
+    for layer, weight in zip(layers, before, strict=True):
+        assert torch.equal(layer.weight, weight)
