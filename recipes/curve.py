@@ -1,7 +1,7 @@
-"""The course of a run as a picture: the denoiser's loss by step.
+"""The course of a run, or of several that went on from each other: the denoiser's loss by step.
 
 pip install matplotlib
-python recipes/curve.py recipes/small.jsonl docs/pictures/curve.svg
+python recipes/curve.py recipes/small.jsonl recipes/small-again.jsonl docs/pictures/curve.svg
 """
 
 import json
@@ -16,8 +16,12 @@ from matplotlib import pyplot
 
 def main() -> None:
     """Read the log, draw."""
-    log, picture = map(Path, sys.argv[1:3])
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    *logs, picture = map(Path, sys.argv[1:])
+    lines, borders = [], [0]
+    for log in logs:
+        run = [json.loads(line) for line in log.read_text().splitlines()]
+        lines += [line | {"step": line["step"] + borders[-1]} for line in run]
+        borders.append(lines[-1]["step"])
     # Batches of records are told by their encoder: sentences and JSON are easier to guess.
     records = [line for line in lines if line["encoder"] < 0.3]
     short = [line for line in lines if line["encoder"] >= 0.3]
@@ -31,6 +35,8 @@ def main() -> None:
         axes.plot(
             across, [line["denoiser"] for line in part], ".", ms=2.5, color=colour, label=name
         )
+    for border in borders[1:-1]:
+        axes.axvline(border, color="#999999", lw=0.8, ls=":")
     axes.set(yscale="log", ylim=(3e-4, 6), xlabel="step", ylabel="denoiser's loss, nats a position")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, markerscale=4)

@@ -10,6 +10,7 @@ from diffusiongemma.cli.whole.parts import recipe
 from diffusiongemma.diffusion.loop import Commit
 from diffusiongemma.engine.events import Refined
 from diffusiongemma.engine.quick import Quick
+from diffusiongemma.engine.request import encode
 from diffusiongemma.model.model import DiffusionGemma
 
 
@@ -41,6 +42,8 @@ def measured(
     said["decode_tokens_per_second"] = tokens / (whole - said["prefill_seconds"])
     said["later_canvas_seconds"] = (whole - first) / max(1, canvases - 1)
     said["peak_bytes"] = clock.peak()
+    weights = [*model.parameters(), *model.buffers()]
+    said["weight_bytes"] = sum(weight.nbytes for weight in weights)
     return said
 
 
@@ -64,7 +67,7 @@ def _answer(
     def all_of_it() -> None:
         held = model.context(rows)
         for row in range(rows):
-            model.encode(model.embed(ids_BT[row : row + 1].to(model.device)), held.pick([row]))
+            encode(model, model.embed(ids_BT[row : row + 1].to(model.device)), held.pick([row]))
         clock.wait()
         seen["prefill_seconds"] = since()
         for _, item in quick.answer(held, [one] * rows, watched=watched):

@@ -47,7 +47,8 @@ def _step(line: dict[str, Any]) -> list[str]:
 
 def _answer(line: dict[str, Any]) -> list[str]:
     peak = line["peak_bytes"]
-    memory = "" if peak is None else f"; peak {peak / 1e9:.1f} GB"
+    more = "" if peak is None else f", {(peak - line['weight_bytes']) / 1e9:.1f} over the weights"
+    memory = "" if peak is None else f"; peak {peak / 1e9:.1f} GB{more}"
     return [
         f"   {line['tokens_per_second']:,.0f} tokens/s, {line['decode_tokens_per_second']:,.0f} "
         f"without reading the prompt{memory}",

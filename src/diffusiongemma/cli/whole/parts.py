@@ -17,6 +17,7 @@ from diffusiongemma.diffusion.noise import Purpose, uniforms
 from diffusiongemma.diffusion.step import refine
 from diffusiongemma.diffusion.stop import Progress
 from diffusiongemma.engine.graphs import Steps
+from diffusiongemma.engine.request import encode
 from diffusiongemma.kernels.readout import softcapped
 from diffusiongemma.model import slots as slotted
 from diffusiongemma.model.block import Block
@@ -46,8 +47,7 @@ def opened(model: DiffusionGemma, rows: int, context: int, room: int, steps: int
     ids_BT = torch.randint(0, config.vocab_size, (rows, context), generator=dice)
     held = model.context(rows, context + room)
     for row in range(rows):  # one by one: the reading of a prompt needs memory of its own
-        inputs = model.embed(ids_BT[row : row + 1].to(model.device))
-        model.encode(inputs, held.pick([row]))
+        encode(model, model.embed(ids_BT[row : row + 1].to(model.device)), held.pick([row]))
     one = recipe(config, steps, room)
     ready = Steps(model, held, [one] * rows, config.canvas_length)
     ready.begin([one] * rows)
