@@ -1,14 +1,20 @@
 """The verb `quantize`: a folder, a table, and every refusal before the work."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+import diffusiongemma as dg
 from cli_help import Call
 from diffusiongemma.cli import damage
+from diffusiongemma.cli.main import main
+from diffusiongemma.core.errors import CheckpointError
 from diffusiongemma.engine.open import SHIPPED
 
 Refused = Callable[..., str]
@@ -104,7 +110,7 @@ def test_mistakes_are_told_before_the_work(refused: Refused, bare: Path, tmp_pat
 
     says("following arguments are required: OUT|required: OUT")
     says("unknown format 'fp4'; did you mean 'fp8'", bare, out, "--format", "fp4")
-    says("--problems must be 0 or more, got -1", bare, out, "--problems", "-1")
+    says("--problems must be from 0 to 100,000, got -1", bare, out, "--problems", "-1")
     says("--problems is asked of the damage", bare, out, "--problems", "3", "--no-damage")
     says("is neither a folder nor a hub id", "nowhere", out)
     says("is the checkpoint that is read", bare, bare, "--overwrite")
@@ -116,3 +122,72 @@ def test_it_is_quantised_already(call: Call, refused: Refused, bare: Path, tmp_p
     said = refused("quantize", tmp_path / "out", tmp_path / "twice")
     assert "is quantised already; quantise the checkpoint that it was made from" in said
     assert not (tmp_path / "twice").exists()
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """A folder with the small model in it."""
+    return Path(shutil.copytree(SHIPPED, tmp_path / "mine" / "model"))
+
+
+def test_nothing_is_written_over_its_own_source(copied: Path, capsys) -> None:
+    around, inside = copied.parent, copied / "out"
+    (around / "config.json").write_text("{}")
+    for out in (around, inside):
+        assert main(["quantize", str(copied), str(out), "--no-damage", "--overwrite"]) == 2
+        assert "lie one within the other" in capsys.readouterr().err
+    assert (copied / "model.safetensors").is_file() and not inside.exists()
+
+
+def test_a_checkpoint_alone_is_not_taken_for_where_to_write(copied: Path, capsys) -> None:
+    for more in ([], ["--overwrite"]):
+        assert main(["quantize", str(copied), "--no-damage", *more]) == 2
+        assert f"diffusiongemma quantize {copied} OUT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--no-damage", "--device", "cpu"], "--device is where the damage is measured"),
+        (["--device", "nosuch"], "unknown device 'nosuch'"),
+        (["--problems", "1000000000"], "--problems must be from 0 to 100,000"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_written(
+    asked: list[str], said: str, tmp_path: Path, capsys
+) -> None:
+    assert main(["quantize", str(tmp_path / "out"), *asked]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(copied: Path, bad: float, capsys) -> None:
+    file = copied / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.decoder.layers.1.self_attn.q_proj.weight"
+    tensors[name][3, 4] = bad
+    save_file(tensors, file, metadata={"format": "pt"})
+    out = copied.parent / "out"
+    assert main(["quantize", str(copied), str(out), "--no-damage"]) == 2
+    assert f"{name} in" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan")])
+def test_damaged_scales_and_codes_are_found_on_opening(copied: Path, bad: float, capsys) -> None:
+    out = copied.parent / "out"
+    assert main(["quantize", str(copied), str(out), "--no-damage"]) == 0
+    file = out / "model.safetensors"
+    name = "model.decoder.layers.1.self_attn.q_proj.weight"
+    for part in ("", "_scale"):
+        tensors = load_file(file)
+        if part:
+            tensors[name + part][3] = bad
+        else:
+            tensors[name].view(torch.uint8)[3, 4] = 0xFF
+        save_file(tensors, copied.parent / "bad.safetensors", metadata={"format": "pt"})
+        broken = Path(shutil.copytree(out, copied.parent / f"broken{part}", dirs_exist_ok=True))
+        shutil.copyfile(copied.parent / "bad.safetensors", broken / "model.safetensors")
+        with pytest.raises(CheckpointError, match=re.escape(name + part)):
+            dg.load(broken)

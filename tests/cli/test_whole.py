@@ -71,11 +71,14 @@ def test_parts_are_resumed(tmp_path, capsys: pytest.CaptureFixture[str]) -> None
     step = next(line for line in lines if line["case"].endswith("batch 8: step"))
     assert sum(step["part_seconds"].values()) == pytest.approx(step["step_seconds"], rel=1.0)
     assert step["over_floor"] > 1
-    file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
+    file.write_text(file.read_text()[:-200])  # cut off in its last line
     assert main(asked) == 0
     again = capsys.readouterr()
     assert len(re.findall("done before", again.err)) == len(lines) - 1
-    assert len(file.read_text().splitlines()) == len(lines)
+    assert [json.loads(one)["case"] for one in file.read_text().splitlines()[-1:]] == [
+        lines[-1]["case"]
+    ]
+    assert len(file.read_text().splitlines()) == len(lines) + 1  # the half one stays
 
 
 @pytest.mark.parametrize(
@@ -84,8 +87,22 @@ def test_parts_are_resumed(tmp_path, capsys: pytest.CaptureFixture[str]) -> None
         (["--size", "27b"], "--size must be 26b or toy, got '27b'"),
         (["--size", "toy", "--part", "fp4"], "--part must be one of check, bf16, fp8, batch"),
         (["--size", "26b", "--device", "cpu"], "needs a GPU"),
+        (["--size", "toy", "--threads", "2"], "--threads has no meaning with --size"),
+        (["--size", "toy", "--steps", "3"], "--steps has no meaning with --size"),
+        (["--size", "toy", "--quick"], "--quick has no meaning with --size"),
+        (["--part", "fp8"], "--part needs --size"),
+        (["--size", "toy", "--part", ""], "--part must be one of"),
+        (["--size", "toy", "--out", "/dev/null/x"], "--out /dev/null/x cannot be written"),
     ],
 )
 def test_what_cannot_be_is_told(asked: list[str], said: str, capsys) -> None:
     assert main(["bench", *asked]) != 0
     assert said in capsys.readouterr().err
+
+
+def test_two_at_once_do_not_share_a_file(tmp_path, capsys) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    with (tmp_path / "toy-batch.jsonl").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main(["bench", "--size", "toy", "--part", "batch", "--out", str(tmp_path)]) != 0
+    assert "another bench is writing to" in capsys.readouterr().err

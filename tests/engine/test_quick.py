@@ -9,7 +9,7 @@ import diffusiongemma as dg
 from diffusiongemma.diffusion.config import SamplerConfig
 from diffusiongemma.diffusion.loop import Commit, DraftStep, Recipe, answer
 from diffusiongemma.engine.events import Refined, refined
-from diffusiongemma.engine.quick import Quick
+from diffusiongemma.engine.quick import Quick, takes
 from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.context import Context
 from diffusiongemma.model.init import initialise
@@ -164,7 +164,7 @@ def test_the_doors_say_the_same_through_either_engine(monkeypatch: pytest.Monkey
     plain = said()
     used = []
 
-    def taken(model: DiffusionGemma, recipes: list[Recipe]) -> bool:
+    def taken(model: DiffusionGemma, recipes: list[Recipe], lengths: list[int]) -> bool:
         used.append(len(recipes))
         return True
 
@@ -172,3 +172,34 @@ def test_the_doors_say_the_same_through_either_engine(monkeypatch: pytest.Monkey
         monkeypatch.setattr(f"diffusiongemma.engine.{room}.takes", taken)
     assert said() == plain
     assert used == [1, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "limit", "taken"),
+    [
+        (1, 384, None, True),
+        (1, 385, None, False),  # less than a canvas is left
+        (3, 300, 96, True),
+        (3, 305, 96, False),  # the last canvas would not fit
+        (3, 10, None, False),  # nobody knows how much memory
+        (3, 10, 10**9, False),
+    ],
+)
+def test_answers_that_end_with_the_context_are_left_to_the_plain_loop(
+    rows: int, length: int, limit: int | None, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, recipe = _model(), _recipe(seed=1, max_new_tokens=limit)
+    monkeypatch.setattr(DiffusionGemma, "device", torch.device("cuda"))
+    assert takes(model, [recipe] * rows, [5] * (rows - 1) + [length]) is taken
+
+
+@torch.no_grad()
+def test_memory_that_is_much_too_large_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusiongemma.engine.quick._ROOM", 20_000)
+    model, (ids,) = _model(max_position_embeddings=60_000), _prompts(20)
+    quick, rooms = Quick(model), []
+    for tokens in (16_000, 10_000, 70, 10**9):
+        recipe = dataclasses.replace(_recipe(seed=1, max_new_tokens=tokens), longest=60_000)
+        next(quick.answer(_read(model, [ids]), [recipe], watched=True))
+        rooms.append(quick._idle[0].slots.context.rows[0].room)
+    assert rooms == [16_384, 16_384, 1024, 20_480]  # the largest limit wants no more than others

@@ -63,7 +63,7 @@ def test_a_broken_kernel_is_given_up_and_the_step_is_made_plainly(
 
     monkeypatch.setattr(type(model), "device", property(lambda self: GPU))
     with caplog.at_level(logging.WARNING, logger="diffusiongemma"):
-        steps._warmed(work, before)
+        steps._tried(work, before)
     assert fast.no_triton(GPU) == "RuntimeError: out of resource: shared memory"
     assert "the plain ones are used" in caplog.text and len(caplog.records) == 1
     assert len(tries) == graphs._WARM + 1
@@ -79,7 +79,7 @@ def test_what_fails_without_them_too_is_raised(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        steps._warmed(work, [one.clone() for one in steps._state()])
+        steps._tried(work, [one.clone() for one in steps._state()])
 
 
 @torch.no_grad()

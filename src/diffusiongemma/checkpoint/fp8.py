@@ -10,9 +10,11 @@ quantised: those whose weight is stored in e4m3.
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from diffusiongemma.checkpoint import names
+from diffusiongemma.core.errors import CheckpointError
 from diffusiongemma.kernels.quantised import E4M3
 from diffusiongemma.model.experts import Experts
 from diffusiongemma.model.model import DiffusionGemma
@@ -38,6 +40,22 @@ _IGNORED = [
     "lm_head", r"re:.*\.router(\.proj)?$", "re:.*self_conditioning.*", "re:.*vision_tower.*",
     "re:.*embed_vision.*",
 ]  # fmt: skip
+
+
+def check(name: str, value: Tensor) -> None:
+    """Whether an e4m3 weight or its scale holds numbers that a product can be made of.
+
+    Raises:
+        CheckpointError: a scale is not above zero and finite, or a weight's code is no number's.
+    """
+    if value.dtype is E4M3:
+        worst = ((value.view(torch.uint8) & 0x7F) == 0x7F).any()
+        said = "codes that are no numbers"
+    else:
+        worst = ~((value > 0) & value.isfinite()).all()
+        said = "scales that are not above zero and finite"
+    if bool(worst):
+        raise CheckpointError(f"{name} holds {said}: it is damaged; fetch it again")
 
 
 def scheme() -> dict[str, Any]:

@@ -28,7 +28,7 @@ from diffusiongemma.model.model import DiffusionGemma
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_TOGETHER = 1 << 24  # numbers of two copies that are compared at a time
+_TOGETHER = 1 << 19  # numbers of two copies that are compared at a time
 _LAYER = re.compile(r"(?<=\.layers\.)(0|[1-9][0-9]{0,5})(?=\.)")
 _LAYERS = re.compile(r"(?<=\.layers\.)#(?=\.)")
 
@@ -101,11 +101,13 @@ def load_model(
                 for there, slot in ours.items():
                     copy = not stays and not slot.copies
                     value = file.get_tensor(there).to(device, slot.dtype or dtype, copy=copy)
+                    if slot.dtype is not None and device.type != "meta":
+                        fp8.check(there, value)
                     slot.fill(value)
                     del value
                     bar.update()
     if device.type != "meta":
-        _check_copies(headers)
+        check_copies(headers)
     return model.eval().requires_grad_(False)
 
 
@@ -245,8 +247,12 @@ def _check(
         )
 
 
-def _check_copies(headers: dict[Path, Header]) -> None:
-    """Tied weights may be stored as copies; one that differs belongs to another architecture."""
+def check_copies(headers: dict[Path, Header]) -> None:
+    """Tied weights may be stored as copies; one that differs belongs to another architecture.
+
+    Raises:
+        CheckpointError: one differs.
+    """
     where = {there: shard for shard, header in headers.items() for there in header}
     copies = {there: original for there in where if (original := names.original(there)) is not None}
     for there, original in copies.items():

@@ -20,6 +20,7 @@ from diffusiongemma.checkpoint.config import from_hf
 from diffusiongemma.checkpoint.load import (
     INDEX,
     Header,
+    check_copies,
     find_shards,
     header_of,
     load_model,
@@ -51,8 +52,8 @@ def quantise_folder(
         progress: show a bar on standard error.
 
     Raises:
-        CheckpointError: the source does not open or is quantised, the folder is in the way or
-            cannot be written, or the disk is too small.
+        CheckpointError: the source does not open, is quantised or holds what is no number, the
+            folder is in the way or cannot be written, or the disk is too small.
         ConfigError: the source asks for something that this code cannot honour.
     """
     raw = read_json(source / "config.json")
@@ -66,6 +67,7 @@ def quantise_folder(
     meta = torch.device("meta")
     load_model(source, config, device=meta, dtype=torch.float32)  # everything fits, or it says
     headers = {shard: header_of(shard) for shard in find_shards(source)}
+    check_copies(headers)
     layouts = {shard.name: _layout(header, wanted) for shard, header in headers.items()}
     _check_space(folder, sum(map(size_of, layouts.values())))
     with whole_folder(folder, overwrite=overwrite) as scratch:
@@ -80,7 +82,7 @@ def quantise_folder(
                 layout = layouts[shard.name]
                 with open_shard(shard) as file, ShardWriter(scratch / shard.name, layout) as out:
                     for there in header:
-                        _convert(there, file, out, wanted, layout)
+                        _convert(there, file, out, wanted, shard)
                         bar.update()
         if (source / INDEX).is_file() and len(headers) > 1:
             write_json(scratch / INDEX, _index(layouts))
@@ -114,12 +116,17 @@ def _wanted(there: str, wanted: set[str]) -> str | None:
     return here if part in ("gate", "up", "down") and whole in wanted else None
 
 
-def _convert(there: str, file: Any, out: ShardWriter, wanted: set[str], layout: Layout) -> None:
+def _convert(there: str, file: Any, out: ShardWriter, wanted: set[str], source: Path) -> None:
     here = _wanted(names.original(there) or there, wanted)
     if here is None:
         out.put(there, file.get_tensor(there))
     elif names.original(there) is None:
         for name, piece in _quantised(here, file.get_tensor(there)):
+            # A scale is its channel's largest number over another, so it tells of all of them.
+            if name.endswith("scale") and not bool(piece.isfinite().all()):
+                raise CheckpointError(
+                    f"{there} in {source} holds numbers that are not finite; fetch it again"
+                )
             out.put(name, piece)
 
 

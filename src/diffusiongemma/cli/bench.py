@@ -61,6 +61,9 @@ def run(args: argparse.Namespace) -> int:
         from diffusiongemma.cli.whole import run as whole_run
 
         return whole_run.run(args)
+    for name in ("part", "out", "device"):
+        if getattr(args, name) is not None:
+            raise OptionError(f"--{name} needs --size; name one, or omit it")
     import torch
 
     from diffusiongemma.cli.benching import floor, theirs

@@ -26,6 +26,7 @@ examples:
 """
 FORMATS = ("fp8",)
 _USUAL = 100  # problems of a task that the small model is asked
+_MOST = 100_000
 _CARD = """\
 ---
 library_name: diffusiongemma
@@ -73,8 +74,7 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError(unknown_name("format", args.format, FORMATS))
     count = _count(args)
     out = Path(args.out)
-    if not args.overwrite and os.path.lexists(out):
-        raise CheckpointError(f"{out} exists; name another folder, or pass --overwrite")
+    _check_out(out, args)
 
     from diffusiongemma.checkpoint import hub
     from diffusiongemma.checkpoint.quantise import quantise_folder
@@ -84,8 +84,7 @@ def run(args: argparse.Namespace) -> int:
     shown = sys.stderr is not None and sys.stderr.isatty()
     model = SHIPPED if args.model is None else args.model
     source = hub.find(model, revision=args.revision, offline=args.offline or None, progress=shown)
-    if os.path.realpath(source) == os.path.realpath(out):
-        raise CheckpointError(f"{out} is the checkpoint that is read; name another folder")
+    _check_apart(source, out)
     before = sum(file.stat().st_size for file in source.glob("*.safetensors"))
     quantise_folder(source, out, overwrite=args.overwrite, progress=shown)
     after = sum(file.stat().st_size for file in out.glob("*.safetensors"))
@@ -102,13 +101,43 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_out(out: Path, args: argparse.Namespace) -> None:
+    """Whatever can be known to fail later fails now."""
+    config = out / "config.json"
+    if args.model is None and config.is_file() and "quantization_config" not in config.read_text():
+        raise OptionError(
+            f"{out} is a checkpoint; to quantise it, name a folder for the result too: "
+            f"diffusiongemma quantize {out} OUT"
+        )
+    empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
+    if not args.overwrite and os.path.lexists(out) and not empty:
+        raise CheckpointError(f"{out} exists; name another folder, or pass --overwrite")
+    if args.no_damage and args.device is not None:
+        raise OptionError("--device is where the damage is measured; omit --no-damage")
+    if not args.no_damage:
+        from diffusiongemma.core.device import choose
+
+        choose(args.device, None, "float32")
+
+
+def _check_apart(source: Path, out: Path) -> None:
+    """Replacing a folder replaces all that lies in it."""
+    read, written = Path(os.path.realpath(source)), Path(os.path.realpath(out))
+    if read == written:
+        raise CheckpointError(f"{out} is the checkpoint that is read; name another folder")
+    if read.is_relative_to(written) or written.is_relative_to(read):
+        raise CheckpointError(
+            f"{out} and {source} lie one within the other; name a folder beside it"
+        )
+
+
 def _count(args: argparse.Namespace) -> int:
     if args.no_damage and args.problems is not None:
         raise OptionError("--problems is asked of the damage; omit --no-damage")
     if args.problems is None:
         return _USUAL if args.model is None else 0
-    if args.problems < 0:
-        raise OptionError(f"--problems must be 0 or more, got {args.problems}")
+    if not 0 <= args.problems <= _MOST:
+        raise OptionError(f"--problems must be from 0 to {_MOST:,}, got {args.problems}")
     return args.problems
 
 

@@ -89,13 +89,18 @@ class Steps:
         needs_host = config.fp8 and no_triton(device) is not None
         return whole and not needs_host and not self.plain
 
-    def serves(self, recipes: Sequence[Recipe], capacity: int) -> bool:
-        """Whether these can be answered without a new capture, in the memory there is."""
+    def serves(self, recipes: Sequence[Recipe], least: int, most: int) -> bool:
+        """Whether these can be answered without a new capture, in the memory there is.
+
+        Args:
+            recipes: equal but for their seeds.
+            least: tokens that a row must have room for.
+            most: tokens beyond which the memory had better be given back.
+        """
         context = self.slots.context
-        whole = recipes[0].canvas_length == self.width and capacity <= context.rows[0].room
-        return (
-            whole and len(recipes) == len(context.rows) and _kind(recipes[0]) == _kind(self.recipe)
-        )
+        fits = least <= context.rows[0].room <= most and len(recipes) == len(context.rows)
+        fits = fits and recipes[0].canvas_length == self.width
+        return fits and _kind(recipes[0]) == _kind(self.recipe)
 
     def begin(self, recipes: Sequence[Recipe], canvas: int = 0) -> None:
         """Start new canvases over what the context holds now.
@@ -131,29 +136,26 @@ class Steps:
         return self.flags_B.tolist()
 
     def _run(self, name: str, work: Callable[[], None]) -> None:
-        if not self.captured:
-            with torch.no_grad():
-                work()
+        if self.captured and name not in self._graphs:
+            self._warm(work)
+            if self.captured:  # still: kernels may have been given up
+                self._graphs[name] = self._recorded(work)
+        if self.captured:
+            self._graphs[name].replay()
             return
-        if name not in self._graphs:
-            self._graphs[name] = self._capture(work)
-        self._graphs[name].replay()
-
-    def _capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """Run it a few times, put the state back, and record it."""
-        kept = [one.clone() for one in self._state()]
-        side = torch.cuda.Stream(self.model.device)
-        side.wait_stream(torch.cuda.current_stream(self.model.device))
-        with torch.no_grad(), torch.cuda.stream(side):
-            self._warmed(work, kept)
-        torch.cuda.current_stream(self.model.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(graph):
+        with torch.no_grad():
             work()
-        self._restore(kept)
-        return graph
 
-    def _warmed(self, work: Callable[[], None], kept: Sequence[Tensor]) -> None:
+    def _warm(self, work: Callable[[], None]) -> None:
+        """Run it a few times beside the usual stream, and put the state back."""
+        device, kept = self.model.device, [one.clone() for one in self._state()]
+        side, usual = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+        side.wait_stream(usual)
+        with torch.no_grad(), torch.cuda.stream(side):
+            self._tried(work, kept)
+        usual.wait_stream(side)
+
+    def _tried(self, work: Callable[[], None], kept: Sequence[Tensor]) -> None:
         def plain() -> None:
             self._restore(kept)
             work()
@@ -161,6 +163,13 @@ class Steps:
         for _ in range(_WARM):
             attempt(self.model.device, work, plain)
             self._restore(kept)
+
+    def _recorded(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """Recording does none of the work."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.no_grad(), torch.cuda.graph(graph):
+            work()
+        return graph
 
     def _state(self) -> list[Tensor]:
         return [

@@ -68,7 +68,7 @@ def answer_many(
         _Row(number, context.pick([number]), recipe, list(prompt.chunks(chunk)))
         for number, (prompt, recipe) in enumerate(zip(prompts, recipes, strict=True))
     ]
-    if takes(model, recipes):
+    if takes(model, recipes, [prompt.span_BT.shape[1] for prompt in prompts]):
         while reading := [row for row in rows if row.chunks]:
             _encode(model, context, reading)
         for row, item in quick.answer(context, recipes, watched=False, ended=ended):

@@ -20,20 +20,37 @@ from diffusiongemma.model.context import Context
 from diffusiongemma.model.model import DiffusionGemma
 
 _DONE, _BROKEN = 1, 2
-_ROOM = 2048  # tokens of an answer without a limit that there is room for at first
+_ROOM = 2048  # tokens of an answer that there is room for at first, if its limit is not lower
+_WASTE = 4  # times the memory that is wanted that kept memory may have
 _GRAIN = 1024  # tokens that capacities are multiples of, so that kept memory fits again
 
 
-def takes(model: DiffusionGemma, recipes: Sequence[Recipe]) -> bool:
-    """Whether answers can be made this way: on a GPU, without rules or questions of one's own,
-    and, if there are several, with a limit that tells how much memory they want.
+def takes(model: DiffusionGemma, recipes: Sequence[Recipe], lengths: Sequence[int]) -> bool:
+    """Whether answers can be made this way.
+
+    On a GPU, without rules or questions of one's own, with room for a canvas of full width; and
+    several only if a limit tells that all their canvases have that, and how much memory they want.
+
+    Args:
+        model: the network.
+        recipes: one for each answer.
+        lengths: tokens of each prompt.
     """
     first = recipes[0]
     alike = all(replace(one, seed=first.seed) == first for one in recipes)
     plain = first.rule is None and first.ask in (None, Ask())
     fits = first.canvas_length <= model.config.canvas_length
-    known = len(recipes) == 1 or first.config.max_new_tokens is not None
-    return model.device.type == "cuda" and alike and plain and fits and known
+    sure = _limited(first) if len(recipes) > 1 else first.canvas_length
+    room = sure is not None and max(lengths) + sure <= first.longest
+    return model.device.type == "cuda" and alike and plain and fits and room
+
+
+def _limited(recipe: Recipe) -> int | None:
+    """Tokens of all canvases that an answer may have, if a limit says so and they are not many."""
+    most = recipe.config.max_new_tokens
+    if most is None or most > _ROOM:
+        return None
+    return -(-most // recipe.canvas_length) * recipe.canvas_length
 
 
 class Quick:
@@ -69,19 +86,16 @@ class Quick:
 
     def _capacity(self, recipe: Recipe, prompt: int) -> int:
         """Tokens of context for a prompt and its answer, at first."""
-        wanted = recipe.config.max_new_tokens or _ROOM
-        canvases = -(-wanted // recipe.canvas_length)
-        whole = prompt + canvases * recipe.canvas_length
+        canvases = -(-_ROOM // recipe.canvas_length) * recipe.canvas_length
+        whole = prompt + (_limited(recipe) or canvases)
         return min(recipe.longest, -(-whole // _GRAIN) * _GRAIN)
 
     @contextmanager
     def _borrowed(self, recipes: Sequence[Recipe], wanted: int) -> Iterator[Steps]:
         """Steps of one's own; those that were kept if they are of this kind."""
-        kept = [one for one in self._idle if one.serves(recipes, wanted)]
-        self._idle.clear()  # before memory for others is asked for
-        if kept:
-            steps = kept[0]
-        else:
+        steps = self._idle.pop() if self._idle else None
+        if steps is None or not steps.serves(recipes, wanted, _WASTE * wanted):
+            del steps  # before memory for others is asked for
             context = self.model.context(len(recipes), wanted)
             steps = Steps(self.model, context, recipes, recipes[0].canvas_length)
         try:
@@ -133,7 +147,8 @@ class _Answers:
         return self._moved(ended)
 
     def _moved(self, ended: list[int]) -> list[int]:
-        """Commit by itself, and go on in more memory or with a narrower canvas: one row only."""
+        """Commit by itself, and go on in more memory or with a narrower canvas."""
+        assert len(self.recipes) == 1, "several rows have room for all they may want; see takes"
         (row,) = ended
         steps, recipe = self.steps, self.recipes[0]
         model, context = steps.model, steps.slots.context

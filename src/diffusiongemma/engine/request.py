@@ -111,7 +111,7 @@ def _items(
     quick: Quick, context: Context, request: Request, watched: bool
 ) -> Iterator[Refined | Commit]:
     """Steps and canvases, from whichever engine can make them."""
-    if takes(quick.model, [request.recipe]):
+    if takes(quick.model, [request.recipe], context.lengths):
         for _, item in quick.answer(context, [request.recipe], watched=watched):
             yield item
         return

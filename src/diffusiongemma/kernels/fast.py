@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from diffusiongemma.core.errors import OptionError
 from diffusiongemma.core.log import logger
 
 SWITCH = "DIFFUSIONGEMMA_KERNELS"
@@ -36,7 +37,10 @@ def triton(x: Tensor) -> bool:
 @functools.lru_cache
 def no_triton(device: torch.device) -> str | None:
     """Why the Triton twins are not used on a device; None if they are. Asked once, then known."""
-    if os.environ.get(SWITCH, "") == "plain":
+    asked = os.environ.get(SWITCH, "")
+    if asked not in ("", "plain"):
+        raise OptionError(f"{SWITCH} must be 'plain' or not be set, got '{asked}'")
+    if asked:
         return f"{SWITCH} is 'plain'"
     if device.type != "cuda":
         return "they are for NVIDIA GPUs"

@@ -4,7 +4,7 @@ import torch
 
 from diffusiongemma.kernels.fast import no_triton
 
-_CPU = "a faster twin on the CPU, and the reference for training"
+_CPU = "a faster twin on the CPU, the plain form for training"
 _OPS = ("attention", "experts", "gated", "linear", "norm_rope", "readout", "refine", "router")
 _TRITON = ("attention", "experts", "norm_rope", "readout", "refine", "router")
 _TWINS_ON_CPU = ("experts", "gated", "linear", "norm_rope", "readout")
@@ -14,11 +14,11 @@ def backends(device: torch.device) -> dict[str, str]:
     """For each op, the code that runs it for inference in bfloat16; on a GPU also whether Triton's
     kernels are used, and if not, why.
     """
+    why = no_triton(device)
     if device.type == "cpu":
         said = _all("the reference")
         said |= dict.fromkeys(_TWINS_ON_CPU, _CPU)
         return said | {"attention": "torch's scaled_dot_product_attention"}
-    why = no_triton(device)
     if why is not None:
         plain = _all("the reference") | {"linear": "torch's library"}
         return {"Triton": f"not used: {why}"} | plain

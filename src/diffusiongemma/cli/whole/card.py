@@ -39,7 +39,7 @@ def _step(line: dict[str, Any]) -> list[str]:
         f"{line['bytes_per_second'] / 1e9:,.0f} GB/s, {100 * line['read_share']:.0f} % of what can "
         f"be read; {line['experts_hit']:.1f} experts a layer"
     )
-    plain = [name for name, by in line["kernels"].items() if "reference" in by]
+    plain = [name for name, by in line["kernels"].items() if by == "the reference"]
     share = 100 * line["fallback_share"]
     rows.append(f"   run by references: {', '.join(plain) or 'nothing'}: {share:.0f} % of the time")
     return rows

@@ -19,11 +19,11 @@ _TOYS = 20
 Check = Callable[[], dict[str, Any]]
 
 
-def checks(device: torch.device, size: str) -> Iterator[tuple[str, Check]]:
-    """Every check by name."""
+def checks(device: torch.device, size: str, *, alone: bool) -> Iterator[tuple[str, Check]]:
+    """Every check by name; `alone` leaves those out that need transformers."""
     yield from twins.checks(device, size)
     yield "captured step", lambda: captured(device)
-    if other.found():
+    if other.found() and not alone:
         yield "float32 beside transformers", lambda: exact(device)
         yield "bfloat16 beside transformers", lambda: rounded(device)
 

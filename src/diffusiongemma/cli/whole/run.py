@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ from diffusiongemma.core.device import choose
 from diffusiongemma.core.errors import OptionError
 from diffusiongemma.kernels.ops import backends
 from diffusiongemma.model.model import DiffusionGemma
+
+try:
+    import fcntl
+except ImportError:  # not on every system
+    fcntl = None
 
 PARTS = ("check", "bf16", "fp8", "batch")
 LIMIT = 7 * 60.0  # seconds after which no further case begins
@@ -43,16 +49,58 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         OptionError: no such part or size, or a size that wants a GPU.
     """
-    config, part = config_of(args.size), args.part or "bf16"
+    _refuse(args)
+    config, part = config_of(args.size), "bf16" if args.part is None else args.part
     if part not in PARTS:
         raise OptionError(f"--part must be one of {', '.join(PARTS)}, got '{part}'")
     device = choose(args.device, None, "bfloat16").device
     if device.type != "cuda" and config is not TOY:
         raise OptionError("--size 26b needs a GPU, and none was found; --size toy rehearses it")
-    bench = Bench(args.size, part, device, args.out, alone=args.alone)
-    for name, work in bench.cases():
-        bench.case(name, work)
+    with _alone(args.out, f"{args.size}-{part}.jsonl") as file:
+        bench = Bench(args.size, part, device, file, alone=args.alone)
+        for name, work in bench.cases():
+            bench.case(name, work)
     return 1 if bench.failed else 0
+
+
+def _refuse(args: argparse.Namespace) -> None:
+    """Options of the bench on a CPU have no meaning here."""
+    others = ("model", "context", "batch", "dtype", "rounds", "threads", "json")
+    given = [name for name in others if getattr(args, name) is not None]
+    given += [
+        name for name, usual in (("steps", 8), ("canvases", 2)) if getattr(args, name) != usual
+    ]
+    given += ["quick"] if args.quick else []
+    if given:
+        raise OptionError(f"--{given[0]} has no meaning with --size; omit it")
+
+
+@contextmanager
+def _alone(folder: Path | None, name: str) -> Iterator[Path | None]:
+    """The file for figures, which nobody else may write at the same time.
+
+    Raises:
+        OptionError: the folder cannot be written, or another bench is writing there.
+    """
+    if folder is None:
+        yield None
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / name).open("a", encoding="utf-8")
+    except OSError as error:
+        why = error.strerror or error
+        raise OptionError(f"--out {folder} cannot be written: {why}; name another") from error
+    with file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise OptionError(
+                    f"another bench is writing to {folder / name}; wait for it, or name another "
+                    "folder"
+                ) from error
+        yield folder / name
 
 
 class Bench:
@@ -63,12 +111,12 @@ class Bench:
     """
 
     def __init__(
-        self, size: str, part: str, device: torch.device, out: Path | None, *, alone: bool
+        self, size: str, part: str, device: torch.device, file: Path | None, *, alone: bool
     ) -> None:
         self.size, self.part, self.device, self.alone = size, part, device, alone
         self.config, self.clock = config_of(size), Clock(device)
         self.begun = time.perf_counter()
-        self.file = None if out is None else out / f"{size}-{part}.jsonl"
+        self.file = file
         self.done = self._held()
         self.failed: list[str] = []
         self.prompt = PROMPT if device.type == "cuda" else 100
@@ -100,7 +148,7 @@ class Bench:
         """The part's cases, dear ones last."""
         yield "limits", lambda: self._machine() | limits(self.clock)
         if self.part == "check":
-            yield from check.checks(self.device, self.size)
+            yield from check.checks(self.device, self.size, alone=self.alone)
             return
         for format in ("fp8",) if self.part == "fp8" else ("bfloat16",):
             for routing in ("even",) if self.part == "batch" else ("even", "skewed"):
@@ -156,7 +204,7 @@ class Bench:
             for name, one in work.items()
         }
         read, kernels = sum(one.bytes for one in work.values()), backends(self.device)
-        plain = [part for part, op in _OPS.items() if "reference" in kernels[op]]
+        plain = [part for part, op in _OPS.items() if kernels[op] == "the reference"]
         fallback = sum(found["part_seconds"][part] for part in plain)
         return found | {
             "rows": rows,
@@ -195,14 +243,26 @@ class Bench:
     def _held(self) -> dict[str, dict[str, Any]]:
         if self.file is None or not self.file.is_file():
             return {}
-        lines = [json.loads(line) for line in self.file.read_text("utf-8").splitlines() if line]
-        return {line["case"]: line for line in lines if "error" not in line}
+        lines = [_read(line) for line in self.file.read_text("utf-8").splitlines()]
+        return {line["case"]: line for line in lines if line and "error" not in line}
 
     def _keep(self, line: dict[str, Any]) -> None:
         self.done[line["case"]] = line
         print(card(line), flush=True)
-        print(json.dumps(line), flush=True)
-        if self.file is not None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        if self.file is None:
+            print(json.dumps(line), flush=True)
+            return
+        with self.file.open("a+b") as file:
+            # A run that was cut off may have left half a line.
+            file.seek(max(0, file.seek(0, 2) - 1))
+            start = b"" if file.read(1) in (b"", b"\n") else b"\n"
+            file.write(start + json.dumps(line).encode() + b"\n")
+
+
+def _read(line: str) -> dict[str, Any] | None:
+    """A case from its line; None for half a line, which a run that was cut off has left."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "case" in found else None
