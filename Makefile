@@ -44,6 +44,8 @@ bench: $(VENV)/.test ## Time this package beside transformers on the CPU; ARGS="
 	@$(PY) -m diffusiongemma bench $(ARGS)
 
 gpu: ## Check and time it whole-size on a GPU: PART=check|bf16|fp8|batch, or all; SIZE=toy rehearses
+	@$(GPU_PYTHON) -c 'import torch, jaxtyping, safetensors, tokenizers' || { \
+	    echo "error: '$(GPU_PYTHON)' lacks a package; name a Python that has torch: make gpu GPU_PYTHON=.venv/bin/python" >&2; exit 1; }
 	@for part in $(PART); do \
 	    PYTHONPATH=src $(GPU_PYTHON) -m diffusiongemma bench --size $(SIZE) --part $$part --out $(OUT) $(ARGS) || exit 1; \
 	done
