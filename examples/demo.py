@@ -13,6 +13,7 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import diffusiongemma as dg
+from diffusiongemma.core.device import settle_threads
 from diffusiongemma.evals.task import Problem, problems
 from diffusiongemma.evals.tasks import TASKS
 
@@ -54,6 +55,7 @@ def main() -> None:
     seed = int(given)
     gemma = dg.load()
     count = sum(weight.numel() for weight in gemma.model.parameters())
+    settle_threads(gemma.device.device, count)
     print(f"The small model inside the package: {count:,} parameters, {gemma.device.reason}.")
     print(f"Held-out problems, drawn with seed {seed}. Each line is the likeliest canvas of a")
     print("step; kept: samples that stay for the next one; nats: the mean doubt of a position.")

@@ -103,15 +103,19 @@ def read_question(args: argparse.Namespace) -> Question:
 
 def open_model(args: argparse.Namespace) -> Any:
     """Load the model that was named."""
+    from diffusiongemma.core.device import settle_threads
     from diffusiongemma.engine.open import load
 
-    return load(
+    gemma = load(
         args.model,
         device=args.device,
         dtype=args.dtype,
         revision=args.revision,
         offline=args.offline or None,
     )
+    count = sum(weight.numel() for weight in gemma.model.parameters())
+    settle_threads(gemma.device.device, count)
+    return gemma
 
 
 def _prompt(args: argparse.Namespace) -> str:
