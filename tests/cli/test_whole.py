@@ -61,6 +61,26 @@ def test_captured_steps_are_compared() -> None:
     assert check.captured(torch.device("cpu"))["equal"]
 
 
+def test_transformers_computes_with_our_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    said = check.exact(cpu)
+    assert 0 < said["largest_difference"] < 1e-4 < said["largest_logit"]
+    real = check.rival.sharing
+
+    def other(model: DiffusionGemma):
+        theirs = real(model)
+        theirs.model.model.decoder.layers[1].layer_scalar.mul_(1.01)  # ours too, if it is shared
+        return theirs
+
+    monkeypatch.setattr(check.rival, "sharing", other)
+    model = network.made(network.TOY, cpu, torch.float32)
+    before = float(model.blocks[1].denoise_scalar)
+    other(model)
+    assert float(model.blocks[1].denoise_scalar) == pytest.approx(1.01 * before)
+    with pytest.raises(AssertionError, match="logits differ"):
+        check.exact(cpu)
+
+
 def test_parts_are_resumed(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["bench", "--size", "toy", "--part", "batch", "--out", str(tmp_path), "--alone"]
     assert main(asked) == 0

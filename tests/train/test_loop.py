@@ -54,6 +54,22 @@ def test_a_resumed_run_is_the_unbroken_run(tmp_path: Path) -> None:
     assert lines[0] == lines[1]
 
 
+def test_a_run_that_shows_samples_is_the_run_without(tmp_path: Path) -> None:
+    """Whoever samples sees the averaged weights, ready to answer, and leaves no trace."""
+    whole = _run(tmp_path / "whole", CONFIG)
+    model, seen = toy(), []
+
+    def sample() -> None:
+        torch.rand(7)  # as an answer without a seed would
+        seen.append((model.training, model.norm.weight.detach().clone()))
+
+    train(model, source, CONFIG, tmp_path / "shown", eos=1, pad=0, sample=sample)
+    shown = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert torch.equal(whole, shown)
+    assert seen and not any(training for training, _ in seen)
+    assert not torch.equal(seen[-1][1], model.norm.weight)
+
+
 def test_ctrl_c_keeps_the_last_whole_step(tmp_path: Path) -> None:
     whole = _run(tmp_path / "whole", CONFIG)
 

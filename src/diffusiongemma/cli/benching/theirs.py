@@ -45,6 +45,7 @@ class Theirs:
 
     def __init__(self, model: Any) -> None:
         self.model, self.device = model, model.device
+        self.cache: str | None = None  # its kind; None is what it takes by itself
         # No answer ends early, or the sides would do different work.
         self.model.generation_config.eos_token_id = None
         self.model.generation_config.pad_token_id = None
@@ -133,6 +134,7 @@ class Theirs:
             t_max=0.8,
             stability_threshold=1,
             confidence_threshold=NEVER,
+            cache_implementation=self.cache,
         )
 
 
