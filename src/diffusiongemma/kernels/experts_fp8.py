@@ -8,25 +8,13 @@ x; answers are added as there. A row depends on its own token alone.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-LARGEST = 448.0  # that e4m3 holds
-SMALLEST = 1e-12  # a scale, so that a row of zeros stays one
-GROUP = 64  # hidden channels of one scale
+from diffusiongemma.kernels.quantised import quantise_rows
 
-E4M3 = torch.float8_e4m3fn
-
-
-def quantise(x: Float[Tensor, "... D"]) -> tuple[Float[Tensor, "... D"], Float32[Tensor, "..."]]:
-    """Rows as e4m3 numbers, and what to multiply each with to have it back.
-
-    Args:
-        x: rows, in any format; also weights, whose rows are output channels.
-    """
-    wide = x.float()
-    scale = (wide.abs().amax(-1) / LARGEST).clamp_min(SMALLEST)
-    return (wide / scale[..., None]).clamp(-LARGEST, LARGEST).to(E4M3), scale
+GROUP = 64
+"""Hidden channels of one scale."""
 
 
 def reference_fp8(
@@ -49,7 +37,7 @@ def reference_fp8(
         down_q: the way back, e4m3.
         down_scale: of each output.
     """
-    token_q, token_scale = quantise(x_SD)
+    token_q, token_scale = quantise_rows(x_SD)
     tokens, chosen = expert_SG.shape
     answers = x_SD.new_zeros(tokens * chosen, x_SD.shape[1])
     flat = expert_SG.reshape(-1)
@@ -59,7 +47,7 @@ def reference_fp8(
         gate_up = gate_up_q[expert].float() * gate_up_scale[expert, :, None]
         gate, up = (token @ gate_up.T).chunk(2, dim=-1)
         hidden = F.gelu(gate, approximate="tanh") * up
-        hidden_q, hidden_scale = quantise(hidden.unflatten(1, (-1, GROUP)))
+        hidden_q, hidden_scale = quantise_rows(hidden.unflatten(1, (-1, GROUP)))
         hidden = (hidden_q.float() * hidden_scale[..., None]).flatten(1)
         down = down_q[expert].float() * down_scale[expert, :, None]
         answers[route] = (hidden @ down.T).to(x_SD.dtype)

@@ -24,7 +24,7 @@ from diffusiongemma.kernels.linear import OUTPUTS, linear
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0
 """The largest number of e4m3; there is no infinity beyond it."""
-TINIEST = 1e-12
+SMALLEST = 1e-12
 """The least scale, for rows of zeros."""
 CAPABILITY = (8, 9)
 """What a GPU needs at least to multiply e4m3."""
@@ -33,11 +33,13 @@ _TOGETHER = 1 << 20  # weights that are widened at a time, into memory that is a
 _MULTIPLE = 16  # of both widths, which torch's product with scales asks for
 
 
-def quantise_rows(x_SD: Float[Tensor, "S D"]) -> tuple[Float[Tensor, "S D"], Float[Tensor, " S"]]:
-    """Each row in e4m3, and its scale, float32."""
-    wide_SD = x_SD.float()
-    scale_S = (wide_SD.abs().amax(-1) / LARGEST).clamp(min=TINIEST)
-    return _rounded(wide_SD, scale_S), scale_S
+def quantise_rows(
+    x: Float[Tensor, "*rows D"],
+) -> tuple[Float[Tensor, "*rows D"], Float[Tensor, "*rows"]]:
+    """Each row in e4m3, and its scale, float32, which gives the row back as a factor."""
+    wide = x.float()
+    scale = (wide.abs().amax(-1) / LARGEST).clamp(min=SMALLEST)
+    return _rounded(wide, scale), scale
 
 
 def quantise_weight(

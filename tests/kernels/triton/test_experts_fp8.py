@@ -8,6 +8,7 @@ import right_interpreter
 from cross_compile import SHARED_BYTES, built
 from diffusiongemma.kernels import experts as unrounded
 from diffusiongemma.kernels import experts_fp8 as reference
+from diffusiongemma.kernels.quantised import LARGEST, SMALLEST, quantise_rows
 from diffusiongemma.kernels.triton import experts_fp8 as ours
 
 # So that two blocks fit on a multiprocessor; one KiB of each is the system's.
@@ -52,7 +53,7 @@ def test_tokens_are_quantised_to_the_bit() -> None:
     x[3] *= 1e-30
     for rows in (x, x.float() * torch.pi):
         number, scale = ours.quantise(rows)
-        right, right_scale = reference.quantise(rows)
+        right, right_scale = quantise_rows(rows)
         assert torch.equal(scale, right_scale)
         assert torch.equal(number.view(torch.uint8), right.view(torch.uint8))
 
@@ -68,7 +69,7 @@ def test_experts_are_the_reference_s(
     number, share = routes(tokens, count, chosen)
     if tokens > 1 and chosen < count:
         number[number == 1] = number[0, 0]  # nobody goes to expert 1
-    eight = (*reference.quantise(gate_up), *reference.quantise(down))
+    eight = (*quantise_rows(gate_up), *quantise_rows(down))
     out = ours.experts_fp8(x, number, share, *eight)
     right = reference.reference_fp8(x, number, share, *eight)
     # What eight bits cost is some hundred times what another order of sums does.
@@ -82,7 +83,7 @@ def test_experts_are_the_reference_s(
 
 def test_no_tokens() -> None:
     gate_up, down = weights(64, 64, 8)
-    eight = (*reference.quantise(gate_up), *reference.quantise(down))
+    eight = (*quantise_rows(gate_up), *quantise_rows(down))
     none = ours.experts_fp8(normal(0, 64), *routes(0, 8, 2), *eight)
     assert none.shape == (0, 64)
 
@@ -104,7 +105,7 @@ def test_the_products_compiled_at_26b(block: int) -> None:
     types = pointers(x=eight, x_scale="fp32", gate_up=eight, gate_up_scale="fp32")
     types |= pointers(hidden=eight, hidden_scale="fp32")
     sizes = {"CHOSEN": 8, "EVEN": True, "ROWS": ours.UP_ROWS, "DEPTH": recipe.depth}
-    sizes |= {"LARGEST": reference.LARGEST, "SMALLEST": reference.SMALLEST}
+    sizes |= {"LARGEST": LARGEST, "SMALLEST": SMALLEST}
     up = built(
         f"{MODULE}:_gate_up_fp8", types | PLANNED, sizes | fixed,
         warps=recipe.warps, stages=recipe.stages,
@@ -123,6 +124,6 @@ def test_the_products_compiled_at_26b(block: int) -> None:
 
 
 def test_the_quantiser_compiles() -> None:
-    sizes = {"COLUMNS": 4096, "LARGEST": reference.LARGEST, "SMALLEST": reference.SMALLEST}
+    sizes = {"COLUMNS": 4096, "LARGEST": LARGEST, "SMALLEST": SMALLEST}
     types = pointers(x="bf16", out="fp8e4nv", scale="fp32") | {"width": "i32"}
     assert built(f"{MODULE}:_quantise", types, sizes).spills == 0

@@ -14,7 +14,8 @@ import triton.language as tl
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from diffusiongemma.kernels.experts_fp8 import E4M3, GROUP, LARGEST, SMALLEST
+from diffusiongemma.kernels.experts_fp8 import GROUP
+from diffusiongemma.kernels.quantised import E4M3, LARGEST, SMALLEST
 from diffusiongemma.kernels.triton.experts import DOWN_ROWS, UP_ROWS, Recipe, tokens_of_a_tile
 from diffusiongemma.kernels.triton.experts_parts import (
     ceil,
