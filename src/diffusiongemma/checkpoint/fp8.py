@@ -35,6 +35,8 @@ _INPUTS = {
 _FORMAT = "float-quantized"
 _PRESET = "FP8_DYNAMIC"
 _NOTHING = (None, {}, [], False)
+# What a scheme of channels and tokens has no use for; another value would mean another scheme.
+_UNSAID = dict.fromkeys(("group_size", "block_structure", "actorder"), _NOTHING)
 # Linear layers that stay as they are, in words that hold for the names of transformers and vLLM.
 _IGNORED = [
     "lm_head", r"re:.*\.router(\.proj)?$", "re:.*self_conditioning.*", "re:.*vision_tower.*",
@@ -106,10 +108,10 @@ def unlike(raw: Any) -> str | None:
             return f"has config_groups.{_shown(name)} = {_shown(group)}"
         for part, wanted in (("weights", _WEIGHTS), ("input_activations", _INPUTS)):
             given = group.get(part)
-            for key, value in wanted.items():
-                found = given.get(key) if isinstance(given, Mapping) else None
-                if found != value:
-                    return f"has {part}.{key} = {_shown(found)} in {_shown(name)}"
+            given = given if isinstance(given, Mapping) else {}
+            for key, values in ({key: (value,) for key, value in wanted.items()} | _UNSAID).items():
+                if given.get(key) not in values:
+                    return f"has {part}.{key} = {_shown(given.get(key))} in {_shown(name)}"
         for key, allowed in (("output_activations", _NOTHING), ("format", (_FORMAT, None))):
             if group.get(key) not in allowed:
                 return f"has {key} = {_shown(group.get(key))} in {_shown(name)}"
