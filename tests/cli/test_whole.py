@@ -86,6 +86,7 @@ def test_parts_are_resumed(tmp_path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(asked) == 0
     out = capsys.readouterr()
     assert "times the floor" in out.out and "tokens/s" in out.out
+    assert (tmp_path / "toy-batch.log").read_text() == out.out
     file = tmp_path / "toy-batch.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     step = next(line for line in lines if line["case"].endswith("batch 8: step"))

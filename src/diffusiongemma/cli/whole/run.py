@@ -257,6 +257,8 @@ class Bench:
             file.seek(max(0, file.seek(0, 2) - 1))
             start = b"" if file.read(1) in (b"", b"\n") else b"\n"
             file.write(start + json.dumps(line).encode() + b"\n")
+        with self.file.with_suffix(".log").open("a", encoding="utf-8") as log:
+            log.write(card(line) + "\n")
 
 
 def _read(line: str) -> dict[str, Any] | None:
