@@ -191,3 +191,15 @@ def test_damaged_scales_and_codes_are_found_on_opening(copied: Path, bad: float,
         shutil.copyfile(copied.parent / "bad.safetensors", broken / "model.safetensors")
         with pytest.raises(CheckpointError, match=re.escape(name + part)):
             dg.load(broken)
+
+
+def test_a_copy_that_differs_is_no_copy(copied: Path, capsys) -> None:
+    """As on opening: a table for the head that is another than the embedding's."""
+    file = copied / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] = tensors["model.decoder.embed_tokens.weight"] * 1.5
+    save_file(tensors, file, metadata={"format": "pt"})
+    out = copied.parent / "out"
+    assert main(["quantize", str(copied), str(out), "--no-damage"]) == 2
+    assert "lm_head.weight in" in capsys.readouterr().err
+    assert not out.exists()

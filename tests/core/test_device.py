@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from diffusiongemma.cli.main import main
 
 SCRIPT = """
 import torch
@@ -34,3 +37,14 @@ def test_small_networks_take_one(
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert int(done.stdout) == threads
+
+
+def test_a_verb_answers_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert main(["run", "Reverse: ab", "--device", "cpu"]) == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

@@ -57,6 +57,17 @@ def trunk(
     return normed_SD
 
 
+def conditioned(
+    model: DiffusionGemma, embedded_SD: Float[Tensor, "S D"], soft_SD: Float[Tensor, "S D"]
+) -> Float[Tensor, "S D"]:
+    """The twin of `SelfConditioning`."""
+    from diffusiongemma.kernels.triton import residual
+
+    part = model.self_conditioning
+    signal_SD = part.feed_forward(part.norm(soft_SD))
+    return residual.condition(embedded_SD, signal_SD, part.norm.eps)
+
+
 def _turns(model: DiffusionGemma, through: Through) -> dict[tuple[bool, int], Turn]:
     """The rotation of each kind of layer."""
     config, turns = model.config, {}

@@ -283,4 +283,8 @@ def _trunk(model: DiffusionGemma, x_SD: Tensor, through: Refine | Advance) -> Te
 def _conditioned(model: DiffusionGemma, canvas_BL: Tensor, soft_BLD: Tensor) -> Tensor:
     embedded = model.embedding(canvas_BL).flatten(0, 1)
     soft_SD = soft_BLD.to(embedded.dtype).reshape(embedded.shape)
+    if triton(embedded) and embedded.dtype == torch.bfloat16:
+        from diffusiongemma.model import fused
+
+        return fused.conditioned(model, embedded, soft_SD)
     return model.self_conditioning(embedded, soft_SD)
