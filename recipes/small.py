@@ -1,17 +1,19 @@
 """The small model that is to ship: this architecture, trained on tasks that the project makes.
 
     python recipes/small.py runs/first [--set steps=2000 batch=32]
-    python recipes/small.py runs/second --start runs/first/model --set steps=15500 lr=2e-3
+    python recipes/small.py runs/second --part second --start runs/first/model --set steps=15500
 
 Makes words and network, trains (from the last checkpoint in the folder if there is one), and writes
-the averaged weights as a Hugging Face folder `runs/first/model`. The second command goes on from
-such a folder with new problems, a new schedule, and more of what is hard.
+the averaged weights as a Hugging Face folder `runs/first/model`. The second and third part go on
+from such a folder with new problems, a new schedule, and more of what is hard.
 """
 
 import argparse
 import json
 import random
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -93,47 +95,81 @@ def architecture(vocabulary: int) -> ModelConfig:
     )
 
 
-# Shares of the short tasks, at first and from a step on: what is learned early makes room for what
-# takes long.
-FIRST = {"addition": 4, "subtraction": 4, "sorting": 3, "sudoku4x4": 3, "reversing": 2}
-LATER = {"addition": 6, "subtraction": 6, "sorting": 4, "sudoku4x4": 3, "reversing": 1}
+@dataclass(frozen=True)
+class Mix:
+    """What a part of the training is made of.
+
+    Attributes:
+        shares: of the short tasks.
+        harder: tasks that stand, half of the time, in place of those that are evaluated.
+        records: which of every sixteen batches are of records, which take two canvases.
+        numbers: before an example's number, so that a part has problems of its own.
+    """
+
+    shares: dict[str, int]
+    harder: dict[str, Task] = field(default_factory=dict[str, Task])
+    records: tuple[int, ...] = (3, 11)
+    numbers: str = ""
+
+
+# What is learned early makes room, from a step on, for what takes long.
+EARLY = Mix(
+    {"addition": 4, "subtraction": 4, "sorting": 3, "sudoku4x4": 3, "reversing": 2},
+    records=(3, 6, 11, 14),
+)
+LATE = Mix({"addition": 6, "subtraction": 6, "sorting": 4, "sudoku4x4": 3, "reversing": 1})
 TURN = 6500  # the step
-# What a second run adds to the tasks as they are evaluated: sums of long numbers, and sorting with
-# many numbers of one digit, where the first run failed.
-HARD = {"addition": 6, "subtraction": 8, "sorting": 4, "sudoku4x4": 3, "reversing": 1}
-HARDER: dict[str, Task] = {
-    "addition": Addition((2, 4)),
-    "subtraction": Subtraction((2, 4)),
-    "sorting": Sorting(0.4),
-    "sudoku4x4": Sudoku(size=4, clues=(5, 8)),
-}
+# Sums of long numbers, and sorting with many numbers of one digit, where the first part failed.
+SECOND = Mix(
+    {"addition": 6, "subtraction": 8, "sorting": 4, "sudoku4x4": 3, "reversing": 1},
+    {
+        "addition": Addition((2, 4)),
+        "subtraction": Subtraction((2, 4)),
+        "sorting": Sorting(0.4),
+        "sudoku4x4": Sudoku(size=4, clues=(5, 8)),
+    },
+    numbers="again ",
+)
+# Sums of two long numbers, and sorting of many, where the second failed.
+THIRD = Mix(
+    {"addition": 8, "subtraction": 10, "sorting": 6, "sudoku4x4": 4, "reversing": 1},
+    {
+        "addition": Addition((3, 4)),
+        "subtraction": Subtraction((3, 4)),
+        "sorting": Sorting(0.2, (6, 8)),
+        "sudoku4x4": Sudoku(size=4, clues=(5, 8)),
+    },
+    records=(3,),
+    numbers="third ",
+)
+PARTS: dict[str, Callable[[int], Mix]] = {"first": lambda step: EARLY if step < TURN else LATE}
+PARTS |= {"second": lambda step: SECOND, "third": lambda step: THIRD}
 RECORDS = {"extraction": 1, "repair": 1}
 
 
-def source(chat: Chat, batch: int, again: bool = False) -> Source:
-    """Examples by number, in batches of like length, to pad little; `again` for a second run's.
+def source(chat: Chat, batch: int, part: Callable[[int], Mix]) -> Source:
+    """Examples by number, in batches of like length, to pad little; `part` gives a step's mix.
 
-    Of eight batches one is of second turns, which have a conversation before them, and two, later
-    one, are of records, which take two canvases.
+    Of eight batches one is of second turns, which have a conversation before them.
     """
     turn = chat.tokenizer.id("<turn|>")
     assert turn is not None
 
-    def problem(shares: dict[str, int], place: int | str) -> Problem:
+    def problem(mix: Mix, shares: dict[str, int], place: int | str) -> Problem:
         dice = random.Random(place)
         (name,) = dice.choices(list(shares), list(shares.values()))
-        tasks = TASKS | HARDER if again and dice.random() < 0.5 else TASKS
-        return next(problems(tasks[name], f"again {place}" if again else place, held=False))
+        tasks = TASKS | mix.harder if mix.harder and dice.random() < 0.5 else TASKS
+        return next(
+            problems(tasks[name], f"{mix.numbers}{place}" if mix.numbers else place, held=False)
+        )
 
     def example(number: int) -> Example:
         step = number // batch
-        short, records = (FIRST, (3, 6)) if step < TURN else (LATER, (3,))
-        if again:
-            short, records = HARD, (3,)
-        asked = problem(RECORDS if step % 8 in records else short, number)
+        mix = part(step)
+        asked = problem(mix, RECORDS if step % 16 in mix.records else mix.shares, number)
         said = [{"role": "user", "content": asked.prompt}]
         if step % 8 == 7:
-            before = problem(short | RECORDS, f"before {number}")
+            before = problem(mix, mix.shares | RECORDS, f"before {number}")
             first = {"role": "user", "content": before.prompt}
             said = [first, {"role": "assistant", "content": before.answer}, *said]
         return Example(chat.render(said).ids, [*chat.tokenizer.encode(asked.answer), turn])
@@ -146,6 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--part", choices=PARTS, default="first")
     parser.add_argument("--start", type=Path, metavar="FOLDER", help="weights to go on from")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
@@ -163,7 +200,7 @@ def main() -> None:
         model = load(str(given.start), dtype="float32").model
     count = sum(p.numel() for p in model.parameters())
     print(f"{count:,} parameters; {config}", file=sys.stderr)
-    feed = source(chat, config.batch, again=given.start is not None)
+    feed = source(chat, config.batch, PARTS[given.part])
     gemma = Gemma(
         model,
         chat=chat,

@@ -3,12 +3,30 @@ that the suite measured.
 """
 
 import os
+import statistics
 
 import pytest
 import torch
 
+from diffusiongemma.kernels.native import build
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is made
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small networks go through torch's operations, as large ones do, and not in one call."""
+    monkeypatch.setattr(build, "_found", lambda: (None, "off in this test"))
+
+
+@pytest.fixture(params=["in one call", "by operations"])
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of a small network through its layers."""
+    if request.param == "by operations":
+        request.getfixturevalue("plain")
+    elif build.library() is None:
+        pytest.skip(f"no compiled trunk here: {build.reason()}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -30,6 +48,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for ratio, _ in found.get("bfloat16", []):
         terminalreporter.line(
             f"bfloat16: median error {ratio:.2f} times that of transformers (1.10 is allowed)"
+        )
+    ratios = [ratio for ratio, _ in found.get("native", [])]
+    if ratios:
+        terminalreporter.line(
+            f"small networks in one call: median error {statistics.median(ratios):.2f} times that "
+            f"of transformers, both against float64; {len(ratios)} networks"
         )
     for (name, broken, allowance), _ in found.get("break", []):
         terminalreporter.line(f"broken on purpose: {name}: {broken:.1e}, allowed {allowance:.1e}")

@@ -16,6 +16,8 @@ from diffusiongemma.model.init import initialise
 from diffusiongemma.model.model import DiffusionGemma
 from diffusiongemma.model.slots import Slots
 
+# On a CPU the trunk over fixed buffers is torch's operations, so the plain loop is that here too.
+pytestmark = pytest.mark.usefixtures("plain")
 SLIDING = LayerConfig(sliding=True, head_dim=16, num_key_value_heads=2)
 FULL = LayerConfig(sliding=False, head_dim=32, num_key_value_heads=1)
 TOY = ModelConfig(

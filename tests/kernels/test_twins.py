@@ -10,6 +10,7 @@ from diffusiongemma.kernels.attention import attend, attend_alike
 from diffusiongemma.kernels.linear import linear, linears
 from diffusiongemma.kernels.readout import BANNED, Ask, readout
 
+pytestmark = pytest.mark.usefixtures("either")
 FORMATS = [torch.float32, torch.bfloat16]
 
 

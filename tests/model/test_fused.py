@@ -11,6 +11,8 @@ from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.init import initialise
 from diffusiongemma.model.model import DiffusionGemma
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 pytest.importorskip("triton")
 SLIDING = LayerConfig(sliding=True, head_dim=16, num_key_value_heads=2)
 FULL = LayerConfig(sliding=False, head_dim=32, num_key_value_heads=1)

@@ -14,6 +14,8 @@ from diffusiongemma.model import passes
 from diffusiongemma.model.init import initialise
 from diffusiongemma.model.model import DiffusionGemma, Inputs
 
+pytestmark = pytest.mark.usefixtures("either")
+
 LENGTHS = (3, 41, 100, 1, 100, 64, 100)
 
 
@@ -33,6 +35,7 @@ def by_place(logits_LV: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("plain")
 def test_a_long_text_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sliding layers in blocks against the whole masked square, with a context and without."""
     model = initialise(DiffusionGemma(dataclasses.replace(SMALL, dtype="float32")), seed=1)

@@ -16,6 +16,8 @@ from diffusiongemma.model import attention, block, experts, masks, passes, selfc
 from diffusiongemma.model import model as network
 from parity_oracle import Denoise, Dice, Encode, Script, furthest, play_hf, play_ours
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 TOY = toys.Toy(seed=1)
 
 

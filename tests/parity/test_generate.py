@@ -22,6 +22,8 @@ from diffusiongemma.diffusion.noise import Purpose, random_tokens, uniform
 from diffusiongemma.kernels.readout import draw
 from parity_oracle import Dice, Pair
 
+pytestmark = pytest.mark.usefixtures("either")
+
 CPU = torch.device("cpu")
 # transformers marks CUDA graph steps even on the CPU, which imports a corner of torch that warns.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")

@@ -12,6 +12,8 @@ import torch
 import toys
 from parity_oracle import Denoise, Dice, Encode, Pair, Script, furthest, play_hf, play_ours
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 SMALLEST_ALLOWANCE = 1e-4
 
 

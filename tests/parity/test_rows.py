@@ -6,6 +6,8 @@ import torch
 from diffusiongemma.model.model import Inputs
 from parity_oracle import Dice, Encode, Pair, furthest, play_hf
 
+pytestmark = pytest.mark.usefixtures("either")
+
 LENGTHS = (3, 41, 1, 18, 17)
 
 

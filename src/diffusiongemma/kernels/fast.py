@@ -16,7 +16,7 @@ from diffusiongemma.core.errors import OptionError
 from diffusiongemma.core.log import logger
 
 SWITCH = "DIFFUSIONGEMMA_KERNELS"
-"""The environment's say: `plain` has GPUs run the plain twins too."""
+"""The environment's say: `plain` has no kernel of our own run, on a GPU or a CPU."""
 
 Result = TypeVar("Result")
 CHUNK = 1 << 16
@@ -34,13 +34,18 @@ def triton(x: Tensor) -> bool:
     return x.is_cuda and not torch.is_grad_enabled() and no_triton(x.device) is None
 
 
-@functools.lru_cache
-def no_triton(device: torch.device) -> str | None:
-    """Why the Triton twins are not used on a device; None if they are. Asked once, then known."""
+def plain_asked() -> bool:
+    """Whether the environment asks for the plain twins."""
     asked = os.environ.get(SWITCH, "")
     if asked not in ("", "plain"):
         raise OptionError(f"{SWITCH} must be 'plain' or not be set, got '{asked}'")
-    if asked:
+    return bool(asked)
+
+
+@functools.lru_cache
+def no_triton(device: torch.device) -> str | None:
+    """Why the Triton twins are not used on a device; None if they are. Asked once, then known."""
+    if plain_asked():
         return f"{SWITCH} is 'plain'"
     if device.type != "cuda":
         return "they are for NVIDIA GPUs"

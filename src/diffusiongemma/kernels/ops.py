@@ -3,6 +3,7 @@
 import torch
 
 from diffusiongemma.kernels.fast import no_triton
+from diffusiongemma.kernels.native import build
 
 _CPU = "a faster twin on the CPU, the plain form for training"
 _OPS = ("attention", "experts", "gated", "linear", "norm_rope", "readout", "refine", "router")
@@ -18,7 +19,10 @@ def backends(device: torch.device) -> dict[str, str]:
     if device.type == "cpu":
         said = _all("the reference")
         said |= dict.fromkeys(_TWINS_ON_CPU, _CPU)
-        return said | {"attention": "torch's scaled_dot_product_attention"}
+        said |= {"attention": "torch's scaled_dot_product_attention"}
+        why = build.obstacle()
+        small = "in one call, compiled at first use" if why is None else f"as large ones: {why}"
+        return said | {"small networks": small}
     if why is not None:
         plain = _all("the reference") | {"linear": "torch's library"}
         return {"Triton": f"not used: {why}"} | plain

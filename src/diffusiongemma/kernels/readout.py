@@ -23,6 +23,7 @@ from torch import Tensor
 from diffusiongemma.kernels.draw import draw
 from diffusiongemma.kernels.fast import attempt, fast, triton
 from diffusiongemma.kernels.linear import linear
+from diffusiongemma.kernels.native import readout as native
 from diffusiongemma.kernels.readout_cpu import read_positions, softcapped_
 
 Shaper = Callable[[Tensor], Tensor]
@@ -123,6 +124,8 @@ def readout(
     ask = ask or Ask()
     given = (hidden_BLD, embedding_VD, cap, scale, temperature_B, uniform_BL, shaper)
     usual = ask == Ask() and (shaper is None or hasattr(shaper, "bias_V"))
+    if usual and fast(hidden_BLD) and native.fits(hidden_BLD, embedding_VD):
+        return _native(*given)
     if usual and triton(hidden_BLD) and embedding_VD.dtype == torch.bfloat16:
         return attempt(hidden_BLD.device, lambda: _triton(*given), lambda: _by_rows(*given, ask))
     return _by_rows(*given, ask)
@@ -154,6 +157,27 @@ def _by_rows(
         soft = [expected_embedding(p_LV, embedding_VD, scale) for p_LV in p_BLV]
         reports.append(report | {"soft_BLD": torch.stack(soft)})
     return Readout(**{name: torch.cat([r[name] for r in reports]) for name in reports[0]})
+
+
+def _native(
+    hidden_BLD: Tensor,
+    embedding_VD: Tensor,
+    cap: float,
+    scale: Tensor,
+    temperature_B: Tensor,
+    uniform_BL: Tensor,
+    shaper: Any,
+) -> Readout:
+    """From the CPU's own code, in one call."""
+    rows, length, width = hidden_BLD.shape
+    bias_V = None if shaper is None else shaper.bias_V(len(embedding_VD))
+    seen = native.read(hidden_BLD, embedding_VD, cap, scale, temperature_B, uniform_BL, bias_V)
+    return Readout(
+        token_BL=seen.token_S.view(rows, length),
+        best_BL=seen.best_S.view(rows, length),
+        entropy_BL=seen.entropy_S.view(rows, length),
+        soft_BLD=seen.soft_SD.view(rows, length, width),
+    )
 
 
 def _triton(

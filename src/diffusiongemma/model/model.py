@@ -22,6 +22,7 @@ from diffusiongemma.model.block import Block
 from diffusiongemma.model.config import ModelConfig
 from diffusiongemma.model.context import Context
 from diffusiongemma.model.layers import Embedding, RMSNorm
+from diffusiongemma.model.native import native
 from diffusiongemma.model.passes import Denoise, Encode, Pass
 from diffusiongemma.model.selfcond import SelfConditioning
 from diffusiongemma.model.vision import Vision
@@ -175,12 +176,17 @@ class DiffusionGemma(nn.Module):
         lengths = [tokens] * rows if lengths_B is None else _whole_numbers(lengths_B)
         self._check_encode(lengths, tokens, context)
         spans = [span[:n] for span, n in zip(inputs.span_BT, lengths, strict=True)]
-        packed = [row[:n] for row, n in zip(inputs.embedded_BTD, lengths, strict=True)]
-        through = Encode(self.config, context, spans)
-        for row, length in zip(context.rows, lengths, strict=True):
-            row.torn = length > 0  # until every layer has written
-        hidden_SD = self.trunk(torch.cat(packed), through)
-        through.finish()
+        packed = torch.cat([row[:n] for row, n in zip(inputs.embedded_BTD, lengths, strict=True)])
+        # Where images may be, all rows take the one way that knows them, with or without images.
+        whole = native(self) if self.vision is None else None
+        if whole is not None:
+            hidden_SD = whole.encode(packed, context, lengths)
+        else:
+            through = Encode(self.config, context, spans)
+            for row, length in zip(context.rows, lengths, strict=True):
+                row.torn = length > 0  # until every layer has written
+            hidden_SD = self.trunk(packed, through)
+            through.finish()
         parts = hidden_SD.split(lengths)
         padded = [
             torch.cat([part, part.new_zeros(tokens - len(part), part.shape[1])]) for part in parts
@@ -212,6 +218,10 @@ class DiffusionGemma(nn.Module):
         self._check_denoise(canvas_BL, soft_BLD, context)
         if torch.is_grad_enabled():
             hidden_SD = self._denoise(canvas_BL, soft_BLD, context)
+        elif (whole := native(self)) is not None:
+            embedded_SD = self.embedding(canvas_BL).flatten(0, 1)
+            soft_SD = None if soft_BLD is None else soft_BLD.flatten(0, 1)
+            hidden_SD = whole.denoise(embedded_SD, soft_SD, context)
         else:
             # A tenth faster on small networks. A clone made outside is a tensor like any other.
             with torch.inference_mode():

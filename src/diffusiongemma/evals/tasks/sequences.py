@@ -11,13 +11,13 @@ class Sorting:
 
     name = "sorting"
 
-    def __init__(self, short: float = 0.1) -> None:
-        """Numbers below a hundred, a share of them of one digit; 0.1 is every number alike."""
-        self.short = short
+    def __init__(self, short: float = 0.1, count: tuple[int, int] = (3, 8)) -> None:
+        """So many numbers below a hundred, a share of one digit; 0.1 is every number alike."""
+        self.short, self.count = short, count
 
     def make(self, dice: random.Random) -> Problem:
-        """Three to eight numbers, repeats allowed."""
-        numbers = [self._number(dice) for _ in range(dice.randint(3, 8))]
+        """Repeats allowed."""
+        numbers = [self._number(dice) for _ in range(dice.randint(*self.count))]
         shown = " ".join(map(str, numbers))
         return Problem(f"Sort: {shown}", " ".join(map(str, sorted(numbers))))
 

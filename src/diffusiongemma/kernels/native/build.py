@@ -1,0 +1,136 @@
+"""Compiles the C files here for this machine's processor, once, and keeps the library in the user's
+cache.
+
+Needs a C compiler (gcc from 12, or clang); without one the plain forms run and `reason` says so.
+The library's name is a hash of everything that decides it: source, compiler, flags, processor. A
+home that several machines share holds one for each kind of processor.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import secrets
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+from diffusiongemma.core.errors import DeviceError
+from diffusiongemma.core.log import logger
+from diffusiongemma.kernels.fast import SWITCH, plain_asked
+
+_HERE = Path(__file__).parent
+_SOURCES = (_HERE / "trunk.c", _HERE / "readout.c")
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-ffp-contract=fast")
+_NAMES = ("cc", "gcc", "clang")
+_SECONDS = 120  # that a compiler may take
+
+
+def reason() -> str | None:
+    """Why small networks take the plain forms on this machine's CPU; None if they do not."""
+    return _found()[1]
+
+
+def library() -> ctypes.CDLL | None:
+    """The compiled calls, made if need be (seconds, once); None where there is none."""
+    return _found()[0]
+
+
+def obstacle() -> str | None:
+    """What is known to be in the way before anything is compiled; None if nothing is."""
+    if plain_asked():
+        return f"{SWITCH} is 'plain'"
+    if os.name != "posix":
+        return "it is made for Linux and macOS"
+    if not _command():
+        return f"no C compiler was found ({os.environ.get('CC') or ', '.join(_NAMES)})"
+    return None
+
+
+@functools.lru_cache
+def _found() -> tuple[ctypes.CDLL | None, str | None]:
+    if (why := obstacle()) is not None:
+        return None, why
+    try:
+        path = _path()
+        if not path.exists():
+            _make(path)
+        try:
+            return _opened(path), None
+        except OSError:  # a file that a full disk or a crash has spoilt
+            _make(path)
+            return _opened(path), None
+    except (OSError, RuntimeError, DeviceError, subprocess.SubprocessError) as error:
+        told = getattr(error, "stderr", None) or str(error)
+        lines = [line for line in told.splitlines() if line.strip()]
+        why = next((line for line in lines if "error" in line), (lines or [""])[0])
+        logger.warning("the CPU's own code could not be made (%s); the plain forms are used", why)
+        return None, f"it could not be made: {why}"
+
+
+def _command() -> list[str]:
+    """The compiler with its flags; empty where there is none."""
+    named = shlex.split(os.environ.get("CC", ""))
+    for words in [named] if named else [[name] for name in _NAMES]:
+        if (found := shutil.which(words[0])) is not None:
+            aim = "-mcpu" if platform.machine() in ("arm64", "aarch64") else "-march"
+            return [found, *words[1:], *_FLAGS, f"{aim}=native"]
+    return []
+
+
+def _path() -> Path:
+    """Where the library is, or will be."""
+    command = _command()
+    texts = [path.read_text() for path in (_HERE / "lanes.h", *_SOURCES)]
+    changed = str(os.stat(command[0]).st_mtime_ns)
+    told = "\n".join([*texts, *command, changed, _processor()])
+    return _folder() / f"native-{hashlib.sha256(told.encode()).hexdigest()[:20]}.so"
+
+
+def _make(path: Path) -> None:
+    """Compile. The file appears whole or not at all."""
+    logger.info("compiling the steps of small networks for this processor (seconds, once)")
+    scratch = path.with_name(f".{secrets.token_hex(6)}.so")
+    try:
+        subprocess.run(
+            [*_command(), *map(str, _SOURCES), "-o", str(scratch), "-lm"],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            stdin=subprocess.DEVNULL,
+        )
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _folder() -> Path:
+    """A folder of the user's own that nobody else may write to."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "diffusiongemma" / "native"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    about = folder.stat()
+    if about.st_uid != os.getuid() or about.st_mode & 0o022:
+        raise DeviceError(f"others may write to {folder}; make it yours alone")
+    return folder
+
+
+def _processor() -> str:
+    """What `native` means here."""
+    facts = [platform.system(), platform.machine(), platform.processor()]
+    about = Path("/proc/cpuinfo")
+    if about.exists():
+        wanted = ("model name", "flags", "Features", "CPU part")
+        lines = about.read_text().splitlines()
+        facts += sorted({line for line in lines if line.startswith(wanted)})
+    return "\n".join(facts)
+
+
+def _opened(path: Path) -> ctypes.CDLL:
+    found = ctypes.CDLL(str(path))
+    for call in (found.diffusiongemma_trunk, found.diffusiongemma_readout):
+        call.restype, call.argtypes = ctypes.c_int, [ctypes.c_void_p]
+    return found

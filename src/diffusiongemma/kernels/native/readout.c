@@ -1,0 +1,70 @@
+/* The vocabulary of a small network, read in one call. kernels/readout.py has the contract and the
+   plain form; all is float32 but for the running sums that a token is drawn from, float64.
+
+   A position's bits depend on its own hidden state alone. */
+
+#include "lanes.h"
+
+struct reading { /* kernels/readout.py has the contract; S positions, L a row */
+    int64_t positions, length, vocabulary, width, half;
+    float cap, scale;
+    const float *hidden;      /* (S, D) */
+    const void *embedding;    /* (V, D) */
+    const float *temperature; /* (rows) */
+    const double *uniform;    /* (S) */
+    const float *bias;        /* (V), or null */
+    int64_t *token, *best;    /* (S) */
+    float *entropy, *soft;    /* (S), (S, D) */
+};
+
+/* One position: its logits, `wide` of them with room at the end, become probabilities. */
+OUT void read_one(const struct reading *r, int64_t s, float *x, int64_t wide) {
+    int64_t v = r->vocabulary, best = 0;
+    float heat = r->temperature[s / r->length], cap = r->cap, last[LANES] = {0};
+    if (r->bias) memcpy(last, r->bias + v / LANES * LANES, 4 * (v % LANES));
+    for (int64_t i = 0; i < wide; i += LANES) {
+        vec y = cap - 2.0f * cap / (exponential(load(x, i, 0) * (2.0f / cap)) + 1.0f);
+        if (r->bias) y += load(i + LANES > v ? last : r->bias + i, 0, 0);
+        store(x + i, y / heat);
+    }
+    for (int64_t i = v; i < wide; i++) x[i] = -INFINITY;
+    float most = x[0];
+    vec mosts = (vec){} + most, total = {}, energy = {};
+    for (int64_t i = 0; i < wide; i += LANES) mosts = pick(load(x, i, 0) > mosts, load(x, i, 0), mosts);
+    for (int j = 0; j < LANES; j++) most = mosts[j] > most ? mosts[j] : most;
+    while (best < v && x[best] != most) best++;
+    r->best[s] = best < v ? best : 0;
+    for (int64_t i = 0; i < wide; i += LANES) {
+        vec from_best = load(x, i, 0) - most, p = exponential(from_best);
+        total += p, energy += pick(p > 0.0f, p * from_best, p);
+        store(x + i, p);
+    }
+    float sums = sum(total);
+    r->entropy[s] = logf(sums) - sum(energy) / sums;
+    for (int64_t i = 0; i < wide; i += LANES) store(x + i, load(x, i, 0) / sums);
+    double all = 0, passed = 0;
+    for (int64_t i = 0; i < v; i++) all += x[i];
+    double aim = r->uniform[s] * all;
+    int64_t token = 0, edge = 0; /* rounding may put the aim at the end: the last with mass */
+    for (; token < v; token++) {
+        passed += x[token];
+        if (x[token] > 0) edge = token;
+        if (passed > aim) break;
+    }
+    r->token[s] = token < v ? token : edge;
+    if (r->half) rounded(x, wide);
+}
+
+int diffusiongemma_readout(const struct reading *r) {
+    int64_t s = r->positions, v = r->vocabulary, d = r->width, wide = (v + 15) / 16 * 16;
+    float *logits = malloc(4 * s * wide);
+    if (!logits) return 1;
+    memset(logits, 0, 4 * s * wide);
+    product(r->hidden, d, s, r->embedding, d, v, d, r->half, logits, wide);
+    for (int64_t i = 0; i < s; i++) read_one(r, i, logits + i * wide, wide);
+    memset(r->soft, 0, 4 * s * d);
+    mixed(logits, wide, s, r->embedding, d, v, d, r->half, r->soft);
+    for (int64_t i = 0; i < s * d; i += LANES) store(r->soft + i, load(r->soft, i, 0) * r->scale);
+    free(logits);
+    return 0;
+}

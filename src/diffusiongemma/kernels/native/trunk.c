@@ -1,0 +1,283 @@
+/* One pass of packed tokens through all layers of a small network, in one call.
+
+   A small network's step is a thousand operations of a few microseconds each, and most of that is
+   the calls. Here it is one call: weights, keys and values are read where torch has them, in their
+   own format; everything between is float32. The plain form is model/model.py `trunk`; names are
+   those of the modules there.
+
+   Contract: a token's bits depend on itself and on what it sees, never on its neighbours in the
+   batch. Every product's element is summed in one order, whatever tile it falls into; a query's
+   softmax begins at its own first key.
+
+   Shapes: S packed tokens, D channels, N query heads and K key heads of H, F hidden, E experts.
+   D, H and F are multiples of 16. Compiled by build.py, called by model/whole.py. */
+
+#include "lanes.h"
+
+#define BLOCK 32 /* queries that attend together */
+
+struct layer {
+    const void *before_attention, *q, *k, *v, *o, *q_norm, *k_norm, *after_attention;
+    const void *before_dense, *gate, *up, *down, *after_dense;
+    const void *router, *router_scale, *expert_scale;
+    const void *before_experts, *gate_up, *expert_down, *after_experts, *after_branches, *scalar;
+    const float *cos, *sin; /* (positions, H), as norm_rope.rotation makes them */
+    float *k_out, *v_out;   /* (S, K, H), or null: nothing is kept */
+    int64_t key_heads, head, window; /* window 0: all */
+};
+struct seen { /* what a row has of a layer: `count` tokens, the last of them just before it */
+    const void *k, *v;
+    int64_t count, per_head, per_token; /* strides, in elements */
+};
+struct row {
+    int64_t tokens, position;
+};
+struct pass {
+    int64_t layers, rows, width, heads, hidden, experts, top, expert_hidden;
+    int64_t causal, half; /* half: weights, keys and values are bfloat16 */
+    float eps;
+    const struct layer *layer; /* (layers) */
+    const struct row *row;     /* (rows) */
+    const struct seen *seen;   /* (rows, layers) */
+    const void *norm;          /* the last one */
+    /* Self-conditioning; null where there is none, as in the encoder. */
+    const void *soft_norm, *soft_gate, *soft_up, *soft_down;
+    const float *soft; /* (S, D), or null: all zeros */
+    float *x;          /* (S, D): embedded tokens in, hidden states out */
+};
+
+/* ---- a layer ---- */
+
+struct work { /* scratch, (S, ...) unless said otherwise */
+    float *a, *b, *c;         /* D */
+    float *q, *k, *v, *mixed; /* N H, K H, K H, N H */
+    float *gate, *up;         /* the widest F; gate and up of an expert lie side by side */
+    float *scores, *group, *answer; /* (BLOCK N/K, keys), (BLOCK N/K, H) twice */
+    float *share;             /* top */
+    int64_t *expert;          /* top */
+};
+
+IN void attend_block(const struct pass *pass, const struct layer *l, const struct seen *seen,
+                     struct work *w, int64_t first, int64_t tokens, int64_t start, int64_t stop,
+                     int64_t head, int half) {
+    int64_t h = l->head, group = pass->heads / l->key_heads, per = l->key_heads * h;
+    int64_t all = pass->heads * h, rows = (stop - start) * group, old = seen->count;
+    int64_t end = old + (pass->causal ? stop : tokens), from = 0;
+    if (pass->causal && l->window && old + start + 1 > l->window) from = old + start + 1 - l->window;
+    int64_t keys = end - from, kept = from < old ? old - from : 0, skip = from < old ? 0 : from - old;
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t token = first + start + r / group;
+        memcpy(w->group + r * h, w->q + token * all + (head * group + r % group) * h, 4 * h);
+    }
+    int64_t place = head * seen->per_head + from * seen->per_token, size = half ? 2 : 4;
+    if (kept)
+        product(w->group, h, rows, (const char *)seen->k + place * size, seen->per_token, kept, h,
+                half, w->scores, keys);
+    const float *k = w->k + (first + skip) * per + head * h;
+    const float *v = w->v + (first + skip) * per + head * h;
+    product(w->group, h, rows, k, per, keys - kept, h, 0, w->scores + kept, keys);
+    float inverse[BLOCK * 64];
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t low = 0, high = keys;
+        if (pass->causal) {
+            high = old + start + r / group + 1 - from;
+            low = l->window && high > l->window ? high - l->window : 0;
+        }
+        float *x = w->scores + r * keys;
+        inverse[r] = 1.0f / softened(x + low, high - low);
+        memset(x, 0, 4 * low), memset(x + high, 0, 4 * (keys - high));
+    }
+    memset(w->answer, 0, 4 * rows * h);
+    if (kept)
+        mixed(w->scores, keys, rows, (const char *)seen->v + place * size, seen->per_token, kept, h,
+              half, w->answer);
+    mixed(w->scores + kept, keys, rows, v, per, keys - kept, h, 0, w->answer);
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t token = first + start + r / group;
+        float *to = w->mixed + token * all + (head * group + r % group) * h;
+        for (int64_t i = 0; i < h; i += LANES) store(to + i, load(w->answer, r * h + i, 0) * inverse[r]);
+    }
+}
+
+IN void attention(const struct pass *pass, int64_t number, struct work *w, int64_t tokens, int half) {
+    const struct layer *l = pass->layer + number;
+    int64_t d = pass->width, h = l->head, all = pass->heads * h, per = l->key_heads * h, first = 0;
+    product(w->a, d, tokens, l->q, d, all, d, half, w->q, all);
+    product(w->a, d, tokens, l->k, d, per, d, half, w->k, per);
+    if (l->v) product(w->a, d, tokens, l->v, d, per, d, half, w->v, per);
+    else memcpy(w->v, w->k, 4 * tokens * per);
+    for (int64_t r = 0; r < pass->rows; first += pass->row[r++].tokens)
+        for (int64_t t = 0; t < pass->row[r].tokens; t++) {
+            const float *cos = l->cos + (pass->row[r].position + t) * h;
+            const float *sin = l->sin + (pass->row[r].position + t) * h;
+            float *q = w->q + (first + t) * all, *k = w->k + (first + t) * per;
+            float *v = w->v + (first + t) * per;
+            for (int64_t n = 0; n < all; n += h)
+                normed(q + n, l->q_norm, h, pass->eps, half, q + n), turned(q + n, cos, sin, h);
+            for (int64_t n = 0; n < per; n += h) {
+                normed(k + n, l->k_norm, h, pass->eps, half, k + n), turned(k + n, cos, sin, h);
+                normed(v + n, 0, h, pass->eps, half, v + n);
+            }
+        }
+    if (half) rounded(w->k, tokens * per), rounded(w->v, tokens * per);
+    if (l->k_out) memcpy(l->k_out, w->k, 4 * tokens * per), memcpy(l->v_out, w->v, 4 * tokens * per);
+    first = 0;
+    for (int64_t r = 0; r < pass->rows; first += pass->row[r++].tokens) {
+        int64_t length = pass->row[r].tokens;
+        for (int64_t start = 0; start < length; start += BLOCK)
+            for (int64_t head = 0; head < l->key_heads; head++)
+                attend_block(pass, l, pass->seen + r * pass->layers + number, w, first, length, start,
+                             start + BLOCK < length ? start + BLOCK : length, head, half);
+    }
+    product(w->mixed, all, tokens, l->o, all, d, all, half, w->b, d);
+}
+
+/* The best experts of each token, by number, and their shares. Reads the residual in x. */
+OUT void routed(const struct pass *pass, const struct layer *l, struct work *w, int64_t tokens,
+               int half) {
+    int64_t d = pass->width, e = pass->experts, top = pass->top;
+    float root = 1.0f / sqrtf((float)d);
+    for (int64_t s = 0; s < tokens; s++) {
+        float *y = w->a + s * d, *score = w->gate;
+        normed(pass->x + s * d, 0, d, pass->eps, half, y);
+        for (int64_t i = 0; i < d; i += LANES)
+            store(y + i, load(y, i, 0) * load(l->router_scale, i, half) * root);
+        product(y, d, 1, l->router, d, e, d, half, score, e);
+        softened(score, e);
+        float total = 0;
+        for (int64_t g = 0; g < top; g++) {
+            int64_t best = 0;
+            for (int64_t i = 1; i < e; i++) best = score[i] > score[best] ? i : best;
+            total += score[best];
+            int64_t at = g; /* kept in order of their numbers */
+            for (; at && w->expert[s * top + at - 1] > best; at--) {
+                w->expert[s * top + at] = w->expert[s * top + at - 1];
+                w->share[s * top + at] = w->share[s * top + at - 1];
+            }
+            w->expert[s * top + at] = best, w->share[s * top + at] = score[best];
+            score[best] = -1;
+        }
+        for (int64_t g = 0; g < top; g++)
+            w->share[s * top + g] *= one(l->expert_scale, w->expert[s * top + g], half) / total;
+    }
+}
+
+IN void experts(const struct pass *pass, const struct layer *l, struct work *w, int64_t tokens,
+                int half) {
+    int64_t d = pass->width, f = pass->expert_hidden, top = pass->top, size = half ? 2 : 4;
+    memset(w->c, 0, 4 * tokens * d);
+    for (int64_t e = 0; e < pass->experts; e++) {
+        int64_t count = 0; /* its tokens, gathered in b */
+        for (int64_t i = 0; i < tokens * top; i++)
+            if (w->expert[i] == e) memcpy(w->b + count++ * d, w->a + i / top * d, 4 * d);
+        if (!count) continue;
+        const char *in = (const char *)l->gate_up + e * 2 * f * d * size;
+        const char *out = (const char *)l->expert_down + e * d * f * size;
+        product(w->b, d, count, in, d, 2 * f, d, half, w->gate, 2 * f);
+        for (int64_t i = 0; i < count; i++)
+            gated(w->gate + i * 2 * f, w->gate + i * 2 * f + f, f, w->up + i * f);
+        product(w->up, f, count, out, f, d, f, half, w->b, d);
+        count = 0;
+        for (int64_t i = 0; i < tokens * top; i++)
+            if (w->expert[i] == e) {
+                float *to = w->c + i / top * d, *from = w->b + count++ * d;
+                for (int64_t j = 0; j < d; j += LANES)
+                    store(to + j, load(to, j, 0) + load(from, j, 0) * w->share[i]);
+            }
+    }
+}
+
+/* w->b = down(gelu(gate(a)) * up(a)) */
+IN void dense(struct work *w, const void *gate, const void *up, const void *down, int64_t tokens,
+              int64_t d, int64_t f, int half) {
+    product(w->a, d, tokens, gate, d, f, d, half, w->gate, f);
+    product(w->a, d, tokens, up, d, f, d, half, w->up, f);
+    gated(w->gate, w->up, tokens * f, w->gate);
+    product(w->gate, f, tokens, down, f, d, f, half, w->b, d);
+}
+
+IN void block(const struct pass *pass, int64_t number, struct work *w, int64_t tokens, int half) {
+    const struct layer *l = pass->layer + number;
+    int64_t d = pass->width;
+    float eps = pass->eps, *x = pass->x, *end = w->a;
+    for (int64_t s = 0; s < tokens * d; s += d) normed(x + s, l->before_attention, d, eps, half, w->a + s);
+    attention(pass, number, w, tokens, half);
+    for (int64_t s = 0; s < tokens * d; s += d)
+        joined(x + s, w->b + s, l->after_attention, d, eps, half, end);
+    routed(pass, l, w, tokens, half);
+    for (int64_t s = 0; s < tokens * d; s += d) normed(x + s, l->before_experts, d, eps, half, w->a + s);
+    experts(pass, l, w, tokens, half);
+    for (int64_t s = 0; s < tokens * d; s += d) normed(x + s, l->before_dense, d, eps, half, w->a + s);
+    dense(w, l->gate, l->up, l->down, tokens, d, pass->hidden, half);
+    float scalar = one(l->scalar, 0, half);
+    for (int64_t s = 0; s < tokens * d; s += d) {
+        normed(w->b + s, l->after_dense, d, eps, half, w->b + s);
+        joined(w->b + s, w->c + s, l->after_experts, d, eps, half, end);
+        joined(x + s, w->b + s, l->after_branches, d, eps, half, end);
+        for (int64_t i = s; i < s + d; i += LANES) store(x + i, load(x, i, 0) * scalar);
+    }
+}
+
+/* x = norm(x + feed_forward(norm(soft))) */
+IN void conditioned(const struct pass *pass, struct work *w, int64_t tokens, int half) {
+    int64_t d = pass->width;
+    if (pass->soft) {
+        for (int64_t s = 0; s < tokens * d; s += d)
+            normed(pass->soft + s, pass->soft_norm, d, pass->eps, half, w->a + s);
+        dense(w, pass->soft_gate, pass->soft_up, pass->soft_down, tokens, d, pass->hidden, half);
+        for (int64_t i = 0; i < tokens * d; i += LANES)
+            store(pass->x + i, load(pass->x, i, 0) + load(w->b, i, 0));
+    }
+    for (int64_t s = 0; s < tokens * d; s += d) normed(pass->x + s, 0, d, pass->eps, half, pass->x + s);
+}
+
+IN void whole_pass(const struct pass *pass, struct work *w, int64_t tokens, int half) {
+    int64_t d = pass->width;
+    if (pass->soft_norm) conditioned(pass, w, tokens, half);
+    for (int64_t l = 0; l < pass->layers; l++) block(pass, l, w, tokens, half);
+    for (int64_t s = 0; s < tokens * d; s += d)
+        normed(pass->x + s, pass->norm, d, pass->eps, half, pass->x + s);
+}
+__attribute__((noinline)) static void in_float(const struct pass *pass, struct work *w, int64_t n) {
+    whole_pass(pass, w, n, 0);
+}
+__attribute__((noinline)) static void in_half(const struct pass *pass, struct work *w, int64_t n) {
+    whole_pass(pass, w, n, 1);
+}
+
+IN int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* 0, or 1 if there is no memory for scratch. */
+int diffusiongemma_trunk(const struct pass *pass) {
+    int64_t tokens = 0, queries = 0, keys = 0, longest = 0, group = 0, head = 0;
+    for (int64_t r = 0; r < pass->rows; r++) {
+        int64_t own = pass->row[r].tokens;
+        tokens += own, longest = larger(longest, own);
+        for (int64_t l = 0; l < pass->layers; l++) {
+            const struct layer *layer = pass->layer + l;
+            queries = larger(queries, pass->heads * layer->head);
+            keys = larger(keys, layer->key_heads * layer->head);
+            head = larger(head, layer->head);
+            group = larger(group, BLOCK * (pass->heads / layer->key_heads));
+            longest = larger(longest, own + pass->seen[r * pass->layers + l].count);
+        }
+    }
+    int64_t d = pass->width, up = larger(pass->hidden, pass->expert_hidden);
+    int64_t gate = larger(larger(pass->hidden, 2 * pass->expert_hidden), pass->experts);
+    int64_t sizes[] = {tokens * d, tokens * d, tokens * d, tokens * queries, tokens * keys,
+                       tokens * keys, tokens * queries, tokens * gate, tokens * up, group * longest,
+                       group * head, group * head, tokens * pass->top};
+    int64_t total = 0, count = sizeof sizes / sizeof *sizes;
+    for (int64_t i = 0; i < count; i++) total += (sizes[i] + 15) / 16 * 16;
+    float *scratch = malloc(4 * total + 8 * tokens * pass->top + 64);
+    if (!scratch) return 1;
+    struct work w;
+    float **parts[] = {&w.a, &w.b, &w.c, &w.q, &w.k, &w.v, &w.mixed, &w.gate, &w.up, &w.scores,
+                       &w.group, &w.answer, &w.share};
+    float *at = (float *)(((uintptr_t)scratch + 63) / 64 * 64);
+    for (int64_t i = 0; i < count; i++) *parts[i] = at, at += (sizes[i] + 15) / 16 * 16;
+    w.expert = (int64_t *)at;
+    (pass->half ? in_half : in_float)(pass, &w, tokens);
+    free(scratch);
+    return 0;
+}

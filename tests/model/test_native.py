@@ -1,0 +1,223 @@
+"""A small network in one call is the network as its modules are written, also after changes."""
+
+import copy
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffusiongemma.kernels.native import build
+from diffusiongemma.model import model as written
+from diffusiongemma.model.config import LayerConfig, ModelConfig
+from diffusiongemma.model.init import initialise
+from diffusiongemma.model.model import DiffusionGemma
+from diffusiongemma.model.native import native
+from diffusiongemma.quant.apply import quantise
+
+pytestmark = [
+    pytest.mark.skipif(build.library() is None, reason=f"no library: {build.reason()}"),
+    pytest.mark.usefixtures("frozen"),
+]
+SLIDING = LayerConfig(sliding=True, head_dim=16, num_key_value_heads=2)
+FULL = LayerConfig(sliding=False, head_dim=32, num_key_value_heads=1)
+TOY = ModelConfig(
+    vocab_size=97,
+    hidden_size=48,
+    intermediate_size=80,
+    layers=(SLIDING, FULL, SLIDING),
+    num_attention_heads=4,
+    sliding_window=12,
+    num_experts=5,
+    top_k_experts=3,
+    moe_intermediate_size=16,
+    max_position_embeddings=700,
+    canvas_length=8,
+    dtype="float32",
+)
+
+
+@pytest.fixture
+def frozen():
+    with torch.no_grad():
+        yield
+
+
+def toy(seed: int = 1, dtype: torch.dtype = torch.float32, **changes) -> DiffusionGemma:
+    """Every weight, norm and scalar another than the neutral one."""
+    model = initialise(DiffusionGemma(dataclasses.replace(TOY, **changes)), seed=seed)
+    dice = torch.Generator().manual_seed(seed)
+    for name, part in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if part.ndim < 2 or "norm" in name:
+            part.mul_(torch.rand(part.shape, generator=dice) + 0.5)
+    return model.to(dtype)
+
+
+def ids(count: int, rows: int = 1, seed: int = 0) -> Tensor:
+    dice = torch.Generator().manual_seed(seed)
+    return torch.randint(0, TOY.vocab_size, (rows, count), generator=dice)
+
+
+def said(model: DiffusionGemma, cuts: tuple[int, ...] = (1, 30, 31, 80)) -> list[Tensor]:
+    """Hidden states of a text in pieces and of canvases after it, and what was remembered."""
+    context, out = model.context(1), []
+    for start, stop in itertools.pairwise((0, *cuts)):
+        out.append(model.encode(model.embed(ids(stop)[:, start:stop]), context))
+        out.append(model.denoise(ids(8, seed=2), None, context))
+    soft = torch.randn(1, 11, 48, generator=torch.Generator().manual_seed(3)).to(model.dtype)
+    out.append(model.denoise(ids(11, seed=4), soft, context))
+    for store in context.rows[0].stores:
+        out += store.read(store.start) or ()
+    return out
+
+
+def as_written(model: DiffusionGemma, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    with monkeypatch.context() as patch:
+        patch.setattr(written, "native", lambda _: None)
+        return said(model)
+
+
+def furthest(one: list[Tensor], other: list[Tensor]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"layers": (FULL,), "num_experts": 1, "top_k_experts": 1},
+        {"layers": (SLIDING,), "sliding_window": 2},
+        {"num_attention_heads": 2, "sliding_window": 500},
+        {"hidden_size": 16, "intermediate_size": 16, "num_experts": 33, "top_k_experts": 33},
+    ],
+    ids=["usual", "one expert", "window of two", "wide window", "all experts"],
+)
+def test_it_is_what_the_modules_say(changes, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy(**changes)
+    assert native(model) is not None
+    if model.config.hidden_size != 48:
+        monkeypatch.setattr(torch, "randn", lambda *shape, **_: torch.ones(1, 11, 16))
+    assert furthest(said(model), as_written(model, monkeypatch)) < 2e-5
+
+
+def test_bfloat16_is_nearer_to_float32_than_the_modules_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours = theirs = 0.0
+    for seed in range(12):
+        model = toy(seed, torch.bfloat16)
+        truth = as_written(copy.deepcopy(model).float(), monkeypatch)
+        found, plain = said(model), as_written(model, monkeypatch)
+        ours += sum(float((a.float() - b).pow(2).mean()) for a, b in zip(found, truth, strict=True))
+        theirs += sum(
+            float((a.float() - b).pow(2).mean()) for a, b in zip(plain, truth, strict=True)
+        )
+    assert 0 < ours < theirs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_pieces_and_neighbours_change_no_bit(dtype: torch.dtype) -> None:
+    model = toy(dtype=dtype)
+    assert native(model) is not None
+    # What the text looks like depends on no border, with windows or without.
+    whole, pieces = (said(model, cuts)[-7:] for cuts in ((80,), (3, 50, 79, 80)))
+    assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=True))
+    lengths = [5, 61, 1, 0, 40]
+    texts = [ids(max(n, 1), seed=n)[:, :n] for n in lengths]
+    padded = torch.stack([nn.functional.pad(text[0], (0, 61 - text.shape[1])) for text in texts])
+    context = model.context(5)
+    together = model.encode(model.embed(padded), context, torch.tensor(lengths))
+    drafts = model.denoise(ids(8, 5, seed=9), None, context)
+    for row, (text, length) in enumerate(zip(texts, lengths, strict=True)):
+        alone = model.context(1)
+        if length:
+            hidden = model.encode(model.embed(text), alone)
+            assert torch.equal(hidden[0], together[row, :length])
+        draft = model.denoise(ids(8, 5, seed=9)[row : row + 1], None, alone)
+        assert torch.equal(draft[0], drafts[row])
+
+
+def _in_place(model: DiffusionGemma) -> None:
+    model.blocks[1].experts.down.data[:, ::2].mul_(2)
+
+
+def _other_weight(model: DiffusionGemma) -> None:
+    model.blocks[0].attention.q.weight = nn.Parameter(torch.randn(64, 48))
+
+
+def _other_module(model: DiffusionGemma) -> None:
+    class Flipped(type(model.blocks[0].dense)):
+        def forward(self, x_SD: Tensor) -> Tensor:
+            return super().forward(x_SD).flip(-1)
+
+    model.blocks[2].dense.__class__ = Flipped
+
+
+def _hook(model: DiffusionGemma) -> None:
+    model.blocks[1].register_forward_hook(lambda _, __, out: 2 * out)
+
+
+def _method(model: DiffusionGemma) -> None:
+    plain = model.blocks[1].router.forward
+    model.blocks[1].router.forward = lambda x: (plain(x)[0], plain(x)[1].flip(-1))
+
+
+def _loaded(model: DiffusionGemma) -> None:
+    model.load_state_dict(toy(7).state_dict())
+
+
+def _narrowed(model: DiffusionGemma) -> None:
+    model.to(torch.bfloat16)
+
+
+def _strided(model: DiffusionGemma) -> None:
+    weight = torch.randn(48, 48).t()
+    model.blocks[0].dense.gate.weight = nn.Parameter(torch.cat([weight, weight[:32]]).t().t())
+    model.blocks[0].router.weight = nn.Parameter(torch.randn(48, 5).t())
+
+
+def _quantised(model: DiffusionGemma) -> None:
+    quantise(model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(_in_place, _other_weight, _other_module, _hook, _method),
+        *(_loaded, _narrowed, _strided, _quantised),
+    ],
+)
+def test_changes_are_seen(change, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, layers and hooks of today count, not those of the first call."""
+    model = toy()
+    before = said(model)
+    assert native(model) is not None
+    change(model)
+    after = said(model)
+    if model.dtype == torch.float32:
+        assert furthest(after, as_written(model, monkeypatch)) < 2e-5
+    else:
+        assert furthest(after, said(copy.deepcopy(model))) == 0
+    assert furthest(after, before) > 1e-2
+
+
+def test_where_it_would_not_be_the_same_it_is_not_used() -> None:
+    assert native(toy(hidden_size=40)) is None
+    assert native(toy().to(torch.float16)) is None
+    mixed = toy()
+    mixed.norm.to(torch.bfloat16)
+    assert native(mixed) is None
+    model = toy()
+    with torch.enable_grad():
+        assert native(model) is None
+
+
+def test_the_context_is_not_written_by_a_draft() -> None:
+    model, context = toy(), None
+    context = model.context(1)
+    model.encode(model.embed(ids(30)), context)
+    kept = [store.read(store.start)[0].clone() for store in context.rows[0].stores]
+    model.denoise(ids(8), None, context)
+    for store, before in zip(context.rows[0].stores, kept, strict=True):
+        assert torch.equal(store.read(store.start)[0], before)
