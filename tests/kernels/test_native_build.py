@@ -1,6 +1,7 @@
 """The compiled library: made once, whole or not at all, and never in the way of an answer."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,12 @@ def test_it_is_made_once_and_mended(tmp_path: Path) -> None:
     library.write_bytes(b"no library")
     assert ask(tmp_path) == ["True None", "3 5 7"]
     assert made(tmp_path) == [library] and library.stat().st_size > 1000
+
+
+@pytest.mark.skipif(build.obstacle() is not None, reason=f"no compiler: {build.obstacle()}")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these are x86-64's vectors")
+def test_short_vectors_say_the_same(tmp_path: Path) -> None:
+    assert ask(tmp_path, CC="cc -mno-avx512f") == ["True None", "3 5 7"]
 
 
 @pytest.mark.parametrize(

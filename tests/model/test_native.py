@@ -89,9 +89,10 @@ def furthest(one: list[Tensor], other: list[Tensor]) -> float:
         {"layers": (FULL,), "num_experts": 1, "top_k_experts": 1},
         {"layers": (SLIDING,), "sliding_window": 2},
         {"num_attention_heads": 2, "sliding_window": 500},
+        {"intermediate_size": 1024, "num_attention_heads": 32},
         {"hidden_size": 16, "intermediate_size": 16, "num_experts": 33, "top_k_experts": 33},
     ],
-    ids=["usual", "one expert", "window of two", "wide window", "all experts"],
+    ids=["usual", "one expert", "window of two", "wide window", "widest", "all experts"],
 )
 def test_it_is_what_the_modules_say(changes, monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy(**changes)
@@ -204,6 +205,7 @@ def test_changes_are_seen(change, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_where_it_would_not_be_the_same_it_is_not_used() -> None:
     assert native(toy(hidden_size=40)) is None
+    assert native(toy(intermediate_size=1040)) is None
     assert native(toy().to(torch.float16)) is None
     mixed = toy()
     mixed.norm.to(torch.bfloat16)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 LIMIT = 10_000_000
 """Parameters below which calls cost more than products, which torch does better."""
 _STEP = 16  # channels that are multiplied together
+_WIDEST = 1024  # of them, at most
 _GROUP = 64  # query heads of a key head, at most
 _KINDS = {Block, Attention, Router, Experts, Embedding, FeedForward, Linear, RMSNorm}
 _KINDS |= {SelfConditioning, nn.ModuleList}
@@ -84,7 +85,7 @@ class Native:
         self._modules, self._kinds = found, list(map(type, found))
         self.known = set(self._kinds) <= _KINDS
         self._turns: dict[tuple[bool, int], tuple[Tensor, Tensor]] = {}
-        self._told: tuple[int, Any] | None = None
+        self._told: tuple[int, Any, list[Tensor]] | None = None
         self.dtype = model.embedding.weight.dtype
         # Lists of the modules' own dictionaries, which are gone through in one call each.
         parents = [module for module in found if module._modules]
@@ -128,10 +129,12 @@ class Native:
         same = same and all(t.device.type == "cpu" for t in tensors)
         if not same or dtype not in _HALF or sum(t.numel() for t in tensors) >= LIMIT:
             return False
-        self._addresses, self._told, self.dtype = addresses, None, dtype
-        self._pointers = addresses.copy()
+        pointers = addresses.copy()
         for gap in self._gaps:
-            self._pointers.insert(gap, 0)
+            pointers.insert(gap, 0)
+        # In this order: another thread takes the short way as soon as it finds the addresses.
+        self._pointers, self._told, self.dtype = pointers, None, dtype
+        self._addresses = addresses
         return True
 
     def encode(self, embedded_SD: Tensor, context: Context, lengths: Sequence[int]) -> Tensor:
@@ -182,8 +185,7 @@ class Native:
     ) -> None:
         config, rows = self.config, context.rows
         longest = max(row.length + n for row, n in zip(rows, lengths, strict=True))
-        layers = self._layers(longest, kept)
-        held: list[Tensor] = []  # what must live until the call is over
+        layers, held = self._layers(longest, kept)  # held: what must live until the call is over
         seen = [_seen(row, number, held) for row in rows for number in range(len(layers))]
         row_list = [(n, row.length) for row, n in zip(rows, lengths, strict=True)]
         arrays = [layers, (_Row * len(rows))(*row_list), (_Seen * len(seen))(*seen)]
@@ -203,15 +205,21 @@ class Native:
         if library.diffusiongemma_trunk(ctypes.addressof(told)):
             raise MemoryError
 
-    def _layers(self, longest: int, kept: Sequence[tuple[Tensor, ...]] | None) -> Any:
-        """Where the layers' weights are, and where keys and values go. The denoiser's is kept."""
-        if kept is None and self._told is not None and self._told[0] >= longest:
-            return self._told[1]
-        per, layers = len(_WEIGHTS) + 2, []
+    def _layers(
+        self, longest: int, kept: Sequence[tuple[Tensor, ...]] | None
+    ) -> tuple[Any, list[Tensor]]:
+        """Where the layers' weights are, and where keys and values go; and what it points to beside
+        weights. The denoiser's is kept.
+        """
+        told = self._told
+        if kept is None and told is not None and told[0] >= longest:
+            return told[1], [*told[2]]
+        per, layers, held = len(_WEIGHTS) + 2, [], []
         for number, layer in enumerate(self.config.layers):
             given = self._pointers[number * per : (number + 1) * per]
             *weights, encode_scalar, denoise_scalar = given
             cos, sin = self._turn(layer, longest)
+            held += (cos, sin)
             out = (0, 0) if kept is None else tuple(part.data_ptr() for part in kept[number])
             layers.append(
                 (
@@ -224,8 +232,8 @@ class Native:
             )
         made = (_Layer * len(layers))(*layers)
         if kept is None:
-            self._told = (longest, made)
-        return made
+            self._told = (longest, made, held)
+        return made, [*held]
 
     def _turn(self, layer: LayerConfig, longest: int) -> tuple[Tensor, Tensor]:
         """Rotations of all positions so far, (positions, H), in room that doubles."""
@@ -258,12 +266,13 @@ def native(model: "DiffusionGemma") -> Native | None:
 
 
 def _fits(config: ModelConfig) -> bool:
+    heads = config.num_attention_heads
     widths = {config.hidden_size, config.intermediate_size, config.moe_intermediate_size}
     widths |= {layer.head_dim for layer in config.layers}
-    heads = config.num_attention_heads
-    return all(width % _STEP == 0 for width in widths) and all(
-        heads // layer.num_key_value_heads <= _GROUP for layer in config.layers
-    )
+    widths |= {layer.head_dim * heads for layer in config.layers}
+    groups = [heads // layer.num_key_value_heads for layer in config.layers]
+    divide = all(width % _STEP == 0 for width in widths)
+    return divide and max(widths) <= _WIDEST and max(groups) <= _GROUP
 
 
 def _place(module: nn.Module, name: str) -> tuple[dict[str, Any], str] | None:

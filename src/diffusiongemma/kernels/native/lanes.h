@@ -14,6 +14,7 @@
 #define LANES 8
 #endif
 #define TILE (LANES / 4) /* weights rows a tile; it has 4 tokens, so a sum for every lane */
+#define HIGH (LANES / 2)  /* rows that are mixed together */
 #define WIDEST 1024      /* channels that are summed, at most */
 /* Has a compiler load a value once, where gcc would load it for every use. */
 #if defined(__x86_64__) && defined(__AVX__)
@@ -40,6 +41,7 @@ IN float one(const void *from, int64_t place, int half) {
     memcpy(&value, &bits, 4);
     return value;
 }
+IN vec spread(float x) { return (vec){} + x; }
 IN void store(float *to, vec x) { *(vec *)to = x; }
 
 IN vec pick(whole where, vec yes, vec no) {
@@ -65,6 +67,8 @@ IN vec fold1(vec a, vec b) {
     return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
            __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
 }
+#define LOWER 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define UPPER 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 /* Lane l of the result is the sum of sums[l]. */
 IN vec folded(const vec *sums) {
     vec t[8], u[4];
@@ -76,6 +80,8 @@ IN vec folded(const vec *sums) {
     return fold1(fold2(u[0], u[2]), fold2(u[1], u[3]));
 }
 #else
+#define LOWER 0, 8, 1, 9, 2, 10, 3, 11
+#define UPPER 4, 12, 5, 13, 6, 14, 7, 15
 IN vec fold4(vec a, vec b) {
     return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11) +
            __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
@@ -94,6 +100,18 @@ IN vec folded(const vec *sums) {
     return fold1(fold2(a, c), fold2(b, d));
 }
 #endif
+
+/* LANES rows of LANES become columns: each round deals two halves out like a pack of cards. */
+IN void transposed(vec *rows) {
+    for (int round = 1; round < LANES; round *= 2) {
+        vec dealt[LANES];
+        for (int i = 0; i < LANES / 2; i++) {
+            dealt[2 * i] = __builtin_shufflevector(rows[i], rows[i + LANES / 2], LOWER);
+            dealt[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + LANES / 2], UPPER);
+        }
+        memcpy(rows, dealt, sizeof dealt);
+    }
+}
 
 IN float sum(vec x) {
     float lanes[LANES];
@@ -211,27 +229,30 @@ OUT void product(const float *x, int64_t per_x, int64_t rows, const void *w, int
     }
 }
 /* y (rows, n) += p (rows, count) @ v (count, n), summed from the first of count to the last. */
-OUT void mixed(const float *p, int64_t per_p, int64_t rows, const void *v, int64_t per_v,
-              int64_t count, int64_t n, int half, float *y) {
+OUT void mixed(const float *p, int64_t per_p, int64_t rows, const float *v, int64_t per_v,
+               int64_t count, int64_t n, float *y, int64_t per_y) {
     for (int64_t c = 0; c < n; c += 2 * LANES)
-        for (int64_t r = 0; r < rows; r += 4) {
+        for (int64_t r = 0; r < rows; r += HIGH) {
             int64_t next = c + LANES < n ? c + LANES : c; /* a lone last vector is done twice */
-            int64_t at[4];
-            vec left[4], right[4];
-            for (int i = 0; i < 4; i++) {
+            int64_t at[HIGH];
+            vec left[HIGH], right[HIGH];
+            for (int i = 0; i < HIGH; i++) {
                 at[i] = r + (r + i < rows ? i : 0);
-                left[i] = load(y, at[i] * n + c, 0), right[i] = load(y, at[i] * n + next, 0);
+                left[i] = load(y, at[i] * per_y + c, 0), right[i] = load(y, at[i] * per_y + next, 0);
             }
             for (int64_t k = 0; k < count; k++) {
-                vec b = load(v, k * per_v + c, half), d = load(v, k * per_v + next, half);
-                for (int i = 0; i < 4; i++) {
-                    vec share = (vec){} + p[at[i] * per_p + k];
+                vec b = load(v, k * per_v + c, 0), d = load(v, k * per_v + next, 0);
+                KEEP(b);
+                KEEP(d);
+                for (int i = 0; i < HIGH; i++) {
+                    vec share = spread(p[at[i] * per_p + k]);
+                    KEEP(share);
                     left[i] += share * b, right[i] += share * d;
                 }
             }
-            for (int i = 0; i < 4 && r + i < rows; i++) {
-                store(y + at[i] * n + c, left[i]);
-                store(y + at[i] * n + next, right[i]);
+            for (int i = 0; i < HIGH && r + i < rows; i++) {
+                store(y + at[i] * per_y + c, left[i]);
+                store(y + at[i] * per_y + next, right[i]);
             }
         }
 }

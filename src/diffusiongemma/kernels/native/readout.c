@@ -57,13 +57,13 @@ OUT void read_one(const struct reading *r, int64_t s, float *x, int64_t wide) {
 
 int diffusiongemma_readout(const struct reading *r) {
     int64_t s = r->positions, v = r->vocabulary, d = r->width, wide = (v + 15) / 16 * 16;
-    float *logits = malloc(4 * s * wide);
+    float *logits = malloc(4 * (s * wide + v * d)), *table = logits + s * wide;
     if (!logits) return 1;
-    memset(logits, 0, 4 * s * wide);
+    for (int64_t i = 0; i < v * d; i += LANES) store(table + i, load(r->embedding, i, r->half));
     product(r->hidden, d, s, r->embedding, d, v, d, r->half, logits, wide);
     for (int64_t i = 0; i < s; i++) read_one(r, i, logits + i * wide, wide);
     memset(r->soft, 0, 4 * s * d);
-    mixed(logits, wide, s, r->embedding, d, v, d, r->half, r->soft);
+    mixed(logits, wide, s, table, d, v, d, r->soft, d);
     for (int64_t i = 0; i < s * d; i += LANES) store(r->soft + i, load(r->soft, i, 0) * r->scale);
     free(logits);
     return 0;

@@ -14,7 +14,8 @@
 
 #include "lanes.h"
 
-#define BLOCK 32 /* queries that attend together */
+#define BLOCK 32          /* queries that attend together */
+#define PANEL (2 * LANES) /* keys whose scores are made together */
 
 struct layer {
     const void *before_attention, *q, *k, *v, *o, *q_norm, *k_norm, *after_attention;
@@ -53,29 +54,58 @@ struct work { /* scratch, (S, ...) unless said otherwise */
     float *q, *k, *v, *mixed; /* N H, K H, K H, N H */
     float *gate, *up;         /* the widest F; gate and up of an expert lie side by side */
     float *scores, *group, *answer; /* (BLOCK N/K, keys), (BLOCK N/K, H) twice */
+    float *panel, *values;    /* (H, PANEL), (keys, H) */
     float *share;             /* top */
     int64_t *expert;          /* top */
 };
 
+/* A row's keys and values of one head, from what it had before to what it brings. */
+struct side {
+    const char *old; /* bfloat16 or float32, from the first that is seen */
+    const float *new;
+    int64_t kept, per_old, per_new;
+};
+IN vec channels(const struct side *from, int64_t key, int64_t i, int half) {
+    if (key < from->kept) return load(from->old, key * from->per_old + i, half);
+    return load(from->new, (key - from->kept) * from->per_new + i, 0);
+}
+
+/* scores (rows, keys) = queries (rows, H) @ keys.T, PANEL keys at a time, turned to lie side by
+   side. `scores` has whole panels; what stands there after the last key means nothing. */
+OUT void scored(const float *queries, int64_t rows, const struct side *from, int64_t keys, int64_t h,
+                int half, float *panel, float *scores, int64_t per) {
+    memset(scores, 0, 4 * rows * per);
+    for (int64_t key = 0; key < keys; key += PANEL) {
+        for (int64_t k = 0; k < PANEL; k += LANES)
+            for (int64_t i = 0; i < h; i += LANES) {
+                vec square[LANES];
+                for (int j = 0; j < LANES; j++)
+                    square[j] = key + k + j < keys ? channels(from, key + k + j, i, half) : (vec){};
+                transposed(square);
+                for (int j = 0; j < LANES; j++) store(panel + (i + j) * PANEL + k, square[j]);
+            }
+        mixed(queries, h, rows, panel, PANEL, h, PANEL, scores + key, per);
+    }
+}
+
 IN void attend_block(const struct pass *pass, const struct layer *l, const struct seen *seen,
                      struct work *w, int64_t first, int64_t tokens, int64_t start, int64_t stop,
                      int64_t head, int half) {
-    int64_t h = l->head, group = pass->heads / l->key_heads, per = l->key_heads * h;
+    int64_t h = l->head, group = pass->heads / l->key_heads, per_new = l->key_heads * h;
     int64_t all = pass->heads * h, rows = (stop - start) * group, old = seen->count;
     int64_t end = old + (pass->causal ? stop : tokens), from = 0;
     if (pass->causal && l->window && old + start + 1 > l->window) from = old + start + 1 - l->window;
     int64_t keys = end - from, kept = from < old ? old - from : 0, skip = from < old ? 0 : from - old;
+    int64_t per = (keys + PANEL - 1) / PANEL * PANEL;
     for (int64_t r = 0; r < rows; r++) {
         int64_t token = first + start + r / group;
         memcpy(w->group + r * h, w->q + token * all + (head * group + r % group) * h, 4 * h);
     }
-    int64_t place = head * seen->per_head + from * seen->per_token, size = half ? 2 : 4;
-    if (kept)
-        product(w->group, h, rows, (const char *)seen->k + place * size, seen->per_token, kept, h,
-                half, w->scores, keys);
-    const float *k = w->k + (first + skip) * per + head * h;
-    const float *v = w->v + (first + skip) * per + head * h;
-    product(w->group, h, rows, k, per, keys - kept, h, 0, w->scores + kept, keys);
+    int64_t place = (head * seen->per_head + from * seen->per_token) * (half ? 2 : 4);
+    int64_t new = (first + skip) * per_new + head * h;
+    struct side k = {(const char *)seen->k + place, w->k + new, kept, seen->per_token, per_new};
+    struct side v = {(const char *)seen->v + place, w->v + new, kept, seen->per_token, per_new};
+    scored(w->group, rows, &k, keys, h, half, w->panel, w->scores, per);
     float inverse[BLOCK * 64];
     for (int64_t r = 0; r < rows; r++) {
         int64_t low = 0, high = keys;
@@ -83,15 +113,14 @@ IN void attend_block(const struct pass *pass, const struct layer *l, const struc
             high = old + start + r / group + 1 - from;
             low = l->window && high > l->window ? high - l->window : 0;
         }
-        float *x = w->scores + r * keys;
+        float *x = w->scores + r * per;
         inverse[r] = 1.0f / softened(x + low, high - low);
         memset(x, 0, 4 * low), memset(x + high, 0, 4 * (keys - high));
     }
+    for (int64_t key = 0; key < keys; key++)
+        for (int64_t i = 0; i < h; i += LANES) store(w->values + key * h + i, channels(&v, key, i, half));
     memset(w->answer, 0, 4 * rows * h);
-    if (kept)
-        mixed(w->scores, keys, rows, (const char *)seen->v + place * size, seen->per_token, kept, h,
-              half, w->answer);
-    mixed(w->scores + kept, keys, rows, v, per, keys - kept, h, 0, w->answer);
+    mixed(w->scores, per, rows, w->values, h, keys, h, w->answer, h);
     for (int64_t r = 0; r < rows; r++) {
         int64_t token = first + start + r / group;
         float *to = w->mixed + token * all + (head * group + r % group) * h;
@@ -265,15 +294,16 @@ int diffusiongemma_trunk(const struct pass *pass) {
     int64_t d = pass->width, up = larger(pass->hidden, pass->expert_hidden);
     int64_t gate = larger(larger(pass->hidden, 2 * pass->expert_hidden), pass->experts);
     int64_t sizes[] = {tokens * d, tokens * d, tokens * d, tokens * queries, tokens * keys,
-                       tokens * keys, tokens * queries, tokens * gate, tokens * up, group * longest,
-                       group * head, group * head, tokens * pass->top};
+                       tokens * keys, tokens * queries, tokens * gate, tokens * up,
+                       group * (longest + PANEL), group * head, group * head, head * PANEL,
+                       longest * head, tokens * pass->top};
     int64_t total = 0, count = sizeof sizes / sizeof *sizes;
     for (int64_t i = 0; i < count; i++) total += (sizes[i] + 15) / 16 * 16;
     float *scratch = malloc(4 * total + 8 * tokens * pass->top + 64);
     if (!scratch) return 1;
     struct work w;
     float **parts[] = {&w.a, &w.b, &w.c, &w.q, &w.k, &w.v, &w.mixed, &w.gate, &w.up, &w.scores,
-                       &w.group, &w.answer, &w.share};
+                       &w.group, &w.answer, &w.panel, &w.values, &w.share};
     float *at = (float *)(((uintptr_t)scratch + 63) / 64 * 64);
     for (int64_t i = 0; i < count; i++) *parts[i] = at, at += (sizes[i] + 15) / 16 * 16;
     w.expert = (int64_t *)at;
