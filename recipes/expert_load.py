@@ -8,7 +8,7 @@ Tokens are those of the training tasks, prompts, canvases under noise, and answe
 import sys
 
 import torch
-from small import source
+from small import PARTS, source
 
 import diffusiongemma as dg
 from diffusiongemma.train.balance import Watch
@@ -23,7 +23,7 @@ def main() -> None:
     gemma = dg.load(*sys.argv[1:2], dtype="float32")
     assert gemma.chat is not None
     gemma.model.requires_grad_(True)  # the watch notes passes that could be learned from
-    feed, dice = source(gemma.chat, BATCH), torch.Generator().manual_seed(1)
+    feed, dice = source(gemma.chat, BATCH, PARTS["first"]), torch.Generator().manual_seed(1)
     total: list[torch.Tensor] = []
     for number in range(BATCHES):
         # Far beyond the numbers that the training run has used.

@@ -139,6 +139,37 @@ def test_pieces_and_neighbours_change_no_bit(dtype: torch.dtype) -> None:
         assert torch.equal(draft[0], drafts[row])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_threads_change_no_bit(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusiongemma.model.native._SHARE", 1)  # or these texts were too short
+    model, before, found = toy(dtype=dtype), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 11):
+            torch.set_num_threads(threads)
+            context = model.context(5)
+            lengths = torch.tensor([5, 61, 1, 0, 40])
+            text = model.encode(model.embed(ids(61, 5)), context, lengths)
+            found.append([*said(model), text, model.denoise(ids(8, 5, seed=9), None, context)])
+    finally:
+        torch.set_num_threads(before)
+    for one in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(one, found[0], strict=True))
+
+
+def test_a_large_one_is_for_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusiongemma.model.native.LIMIT", 1000)
+    model, before = toy(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert native(model) is not None
+        torch.set_num_threads(5)
+        assert native(model) is None
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(build, "multiplies_bfloat16", lambda: False)
+    assert native(toy(dtype=torch.bfloat16)) is None
+
+
 def _in_place(model: DiffusionGemma) -> None:
     model.blocks[1].experts.down.data[:, ::2].mul_(2)
 

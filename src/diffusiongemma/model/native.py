@@ -1,4 +1,4 @@
-"""A small network's trunk in one call (`kernels/native/trunk.c`), where that is possible.
+"""A small network's trunk in one call (`kernels/native/trunk.c`), where that is possible and fast.
 
 Weights stay where torch has them: nothing is copied, so nothing can be stale. Who stands where is
 asked before every call, in some 50 microseconds, because people replace layers, hang hooks on them
@@ -29,9 +29,10 @@ from diffusiongemma.model.selfcond import SelfConditioning
 if TYPE_CHECKING:
     from diffusiongemma.model.model import DiffusionGemma
 
-LIMIT = 10_000_000
+LIMIT = 1_000_000_000
 """Parameters below which calls cost more than products, which torch does better."""
 _STEP = 16  # channels that are multiplied together
+_SHARE = 64  # tokens that are worth a thread
 _WIDEST = 1024  # of them, at most
 _GROUP = 64  # query heads of a key head, at most
 _KINDS = {Block, Attention, Router, Experts, Embedding, FeedForward, Linear, RMSNorm}
@@ -67,7 +68,7 @@ _Row = _struct("_Row", [("tokens", _I), ("position", _I)])
 _NUMBERS = ("layers", "rows", "width", "heads", "hidden", "experts", "top", "expert_hidden")
 _Pass = _struct(
     "_Pass",
-    [(name, _I) for name in (*_NUMBERS, "causal", "half")]
+    [(name, _I) for name in (*_NUMBERS, "causal", "half", "threads")]
     + [("eps", ctypes.c_float)]
     + [(name, _P) for name in ("layer", "row", "seen", "norm")]
     + [(f"soft{n}", _P) for n in range(len(_SOFT))]
@@ -86,7 +87,7 @@ class Native:
         self.known = set(self._kinds) <= _KINDS
         self._turns: dict[tuple[bool, int], tuple[Tensor, Tensor]] = {}
         self._told: tuple[int, Any, list[Tensor]] | None = None
-        self.dtype = model.embedding.weight.dtype
+        self.dtype, self.large = model.embedding.weight.dtype, False
         # Lists of the modules' own dictionaries, which are gone through in one call each.
         parents = [module for module in found if module._modules]
         self._children = [module._modules.values() for module in parents]
@@ -127,13 +128,16 @@ class Native:
         dtype = tensors[0].dtype
         same = all(t.dtype == dtype and t.is_contiguous() for t in tensors)
         same = same and all(t.device.type == "cpu" for t in tensors)
-        if not same or dtype not in _HALF or sum(t.numel() for t in tensors) >= LIMIT:
+        if not same or dtype not in _HALF:
+            return False
+        large = sum(t.numel() for t in tensors) >= LIMIT
+        if large and dtype == torch.bfloat16 and not build.multiplies_bfloat16():
             return False
         pointers = addresses.copy()
         for gap in self._gaps:
             pointers.insert(gap, 0)
         # In this order: another thread takes the short way as soon as it finds the addresses.
-        self._pointers, self._told, self.dtype = pointers, None, dtype
+        self._pointers, self._told, self.dtype, self.large = pointers, None, dtype, large
         self._addresses = addresses
         return True
 
@@ -194,6 +198,7 @@ class Native:
             *(len(layers), len(rows), config.hidden_size, config.num_attention_heads),
             *(config.intermediate_size, config.num_experts, config.top_k_experts),
             *(config.moe_intermediate_size, kept is not None, _HALF[self.dtype]),
+            min(torch.get_num_threads(), len(x_SD) // _SHARE),
             config.rms_norm_eps,
             *(*map(ctypes.addressof, arrays), norm),
             *(soft if kept is None else [0] * len(soft)),
@@ -261,8 +266,9 @@ def native(model: "DiffusionGemma") -> Native | None:
     found = _made.get(model)
     if found is None or not found.intact():
         found = _made[model] = Native(model)
-    usable = found.known and not found.watched() and found.settle()
-    return found if usable else None
+    if not found.known or found.watched() or not found.settle():
+        return None
+    return None if found.large and torch.get_num_threads() > _FEW else found
 
 
 def _fits(config: ModelConfig) -> bool:

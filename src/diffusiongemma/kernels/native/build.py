@@ -23,7 +23,7 @@ from diffusiongemma.kernels.fast import SWITCH, plain_asked
 
 _HERE = Path(__file__).parent
 _SOURCES = (_HERE / "trunk.c", _HERE / "readout.c")
-_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-ffp-contract=fast")
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-ffp-contract=fast", "-pthread")
 _NAMES = ("cc", "gcc", "clang")
 _SECONDS = 120  # that a compiler may take
 
@@ -36,6 +36,12 @@ def reason() -> str | None:
 def library() -> ctypes.CDLL | None:
     """The compiled calls, made if need be (seconds, once); None where there is none."""
     return _found()[0]
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 by itself, and the library has it do so."""
+    found = library()
+    return found is not None and bool(found.diffusiongemma_pairs())
 
 
 def obstacle() -> str | None:
@@ -83,7 +89,7 @@ def _command() -> list[str]:
 def _path() -> Path:
     """Where the library is, or will be."""
     command = _command()
-    texts = [path.read_text() for path in (_HERE / "lanes.h", *_SOURCES)]
+    texts = [path.read_text() for path in (*sorted(_HERE.glob("*.h")), *_SOURCES)]
     changed = str(os.stat(command[0]).st_mtime_ns)
     told = "\n".join([*texts, *command, changed, _processor()])
     return _folder() / f"native-{hashlib.sha256(told.encode()).hexdigest()[:20]}.so"
@@ -133,4 +139,5 @@ def _opened(path: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(path))
     for call in (found.diffusiongemma_trunk, found.diffusiongemma_readout):
         call.restype, call.argtypes = ctypes.c_int, [ctypes.c_void_p]
+    found.diffusiongemma_pairs.restype, found.diffusiongemma_pairs.argtypes = ctypes.c_int, []
     return found

@@ -57,10 +57,10 @@ OUT void read_one(const struct reading *r, int64_t s, float *x, int64_t wide) {
 
 int diffusiongemma_readout(const struct reading *r) {
     int64_t s = r->positions, v = r->vocabulary, d = r->width, wide = (v + 15) / 16 * 16;
-    float *logits = malloc(4 * (s * wide + v * d)), *table = logits + s * wide;
+    float *logits = malloc(4 * (s * wide + v * d) + 2 * s * d), *table = logits + s * wide;
     if (!logits) return 1;
     for (int64_t i = 0; i < v * d; i += LANES) store(table + i, load(r->embedding, i, r->half));
-    product(r->hidden, d, s, r->embedding, d, v, d, r->half, logits, wide);
+    product(r->hidden, s, r->embedding, v, d, r->half, logits, wide, (uint16_t *)(table + v * d));
     for (int64_t i = 0; i < s; i++) read_one(r, i, logits + i * wide, wide);
     memset(r->soft, 0, 4 * s * d);
     mixed(logits, wide, s, table, d, v, d, r->soft, d);
