@@ -29,11 +29,13 @@ from diffusiongemma.model.selfcond import SelfConditioning
 if TYPE_CHECKING:
     from diffusiongemma.model.model import DiffusionGemma
 
-LIMIT = 1_000_000_000
-"""Parameters below which calls cost more than products, which torch does better."""
+LIMIT = 10_000_000
+"""Parameters below which calls cost so much that one is always faster than many. Above, it is
+faster with few threads (each reads all weights) if the processor multiplies the format well."""
+_FEW = 4  # threads
 _STEP = 16  # channels that are multiplied together
-_SHARE = 64  # tokens that are worth a thread
 _WIDEST = 1024  # of them, at most
+_SHARE = 64  # tokens that are worth a thread
 _GROUP = 64  # query heads of a key head, at most
 _KINDS = {Block, Attention, Router, Experts, Embedding, FeedForward, Linear, RMSNorm}
 _KINDS |= {SelfConditioning, nn.ModuleList}
