@@ -41,9 +41,11 @@ def test_it_is_made_once_and_mended(tmp_path: Path) -> None:
     before = library.stat().st_mtime_ns
     ask(tmp_path)
     assert made(tmp_path) == [library] and library.stat().st_mtime_ns == before
-    library.write_bytes(b"no library")
-    assert ask(tmp_path) == ["True None", "3 5 7"]
-    assert made(tmp_path) == [library] and library.stat().st_size > 1000
+    whole = library.read_bytes()
+    for spoilt in (b"", whole[:20_000], bytes(len(whole))):
+        library.write_bytes(spoilt)
+        assert ask(tmp_path) == ["True None", "3 5 7"]
+        assert [path.stat().st_size for path in made(tmp_path)] == [len(whole)]
 
 
 @pytest.mark.skipif(build.obstacle() is not None, reason=f"no compiler: {build.obstacle()}")
@@ -56,10 +58,11 @@ def test_short_vectors_say_the_same(tmp_path: Path) -> None:
     ("more", "why"),
     [
         ({"CC": "no-such-compiler"}, "no C compiler was found (no-such-compiler)"),
+        ({"CC": 'gcc "'}, "no C compiler was found"),
         ({"CC": "false"}, "it could not be made"),
         ({"DIFFUSIONGEMMA_KERNELS": "plain"}, "is 'plain'"),
     ],
-    ids=["no compiler", "one that fails", "switched off"],
+    ids=["no compiler", "no end of quotes", "one that fails", "switched off"],
 )
 def test_without_it_answers_are_the_same(tmp_path: Path, more: dict[str, str], why: str) -> None:
     first, answer = ask(tmp_path, **more)
@@ -72,6 +75,13 @@ def test_a_folder_that_others_may_write_to_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build._folder().chmod(0o777)
+    inner = build._folder()
+    for folder in (inner, inner.parent):
+        folder.chmod(0o777)
+        with pytest.raises(DeviceError, match="others may write"):
+            build._folder()
+        folder.chmod(0o700)
+    (inner / f"{build._name()}0.so").touch(0o666)
+    (inner / f"{build._name()}0.so").chmod(0o666)
     with pytest.raises(DeviceError, match="others may write"):
-        build._folder()
+        build._kept()

@@ -6,14 +6,16 @@ import itertools
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from torch import Tensor, nn
 
 from diffusiongemma.kernels.native import build
 from diffusiongemma.model import model as written
+from diffusiongemma.model.attention import Attention
 from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.init import initialise
-from diffusiongemma.model.model import DiffusionGemma
-from diffusiongemma.model.native import native
+from diffusiongemma.model.layers import RMSNorm
+from diffusiongemma.model.model import DiffusionGemma, Inputs
 from diffusiongemma.quant.apply import quantise
 
 pytestmark = [
@@ -72,9 +74,13 @@ def said(model: DiffusionGemma, cuts: tuple[int, ...] = (1, 30, 31, 80)) -> list
     return out
 
 
+def used(model: DiffusionGemma) -> bool:
+    return model._in_one_call(model.context(1), model.embedding.weight) is not None
+
+
 def as_written(model: DiffusionGemma, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     with monkeypatch.context() as patch:
-        patch.setattr(written, "native", lambda _: None)
+        patch.setattr(written, "native", lambda *_: None)
         return said(model)
 
 
@@ -96,7 +102,7 @@ def furthest(one: list[Tensor], other: list[Tensor]) -> float:
 )
 def test_it_is_what_the_modules_say(changes, monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy(**changes)
-    assert native(model) is not None
+    assert used(model)
     if model.config.hidden_size != 48:
         monkeypatch.setattr(torch, "randn", lambda *shape, **_: torch.ones(1, 11, 16))
     assert furthest(said(model), as_written(model, monkeypatch)) < 2e-5
@@ -120,7 +126,7 @@ def test_bfloat16_is_nearer_to_float32_than_the_modules_are(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_pieces_and_neighbours_change_no_bit(dtype: torch.dtype) -> None:
     model = toy(dtype=dtype)
-    assert native(model) is not None
+    assert used(model)
     # What the text looks like depends on no border, with windows or without.
     whole, pieces = (said(model, cuts)[-7:] for cuts in ((80,), (3, 50, 79, 80)))
     assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=True))
@@ -161,13 +167,13 @@ def test_a_large_one_is_for_few_threads(monkeypatch: pytest.MonkeyPatch) -> None
     model, before = toy(), torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert native(model) is not None
+        assert used(model)
         torch.set_num_threads(5)
-        assert native(model) is None
+        assert not used(model)
     finally:
         torch.set_num_threads(before)
     monkeypatch.setattr(build, "multiplies_bfloat16", lambda: False)
-    assert native(toy(dtype=torch.bfloat16)) is None
+    assert not used(toy(dtype=torch.bfloat16))
 
 
 def _in_place(model: DiffusionGemma) -> None:
@@ -199,6 +205,53 @@ def _loaded(model: DiffusionGemma) -> None:
     model.load_state_dict(toy(7).state_dict())
 
 
+def _other_norm(model: DiffusionGemma) -> None:
+    model.norm = RMSNorm(48, 1e-6).requires_grad_(False)
+    model.norm.weight.mul_(3)
+
+
+def _other_blocks(model: DiffusionGemma) -> None:
+    model.blocks = toy(8).blocks
+
+
+def _other_conditioning(model: DiffusionGemma) -> None:
+    model.self_conditioning = toy(8).self_conditioning
+
+
+def _less_hidden(model: DiffusionGemma) -> None:
+    model.blocks[0].dense = toy(8, intermediate_size=32).blocks[0].dense
+
+
+def _turned(model: DiffusionGemma) -> None:
+    model.blocks[1].attention.q.weight.data = torch.randn(128, 48)
+    said(model)
+    square = model.blocks[0].router
+    square.weight = nn.Parameter(torch.randn(5, 48))
+
+
+def _transposed(model: DiffusionGemma) -> None:
+    weight = model.blocks[0].experts.down.data
+    weight.data[0, :16] = torch.randn(16, 16)
+    model.blocks[0].experts.down.data = weight.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _other_window(model: DiffusionGemma) -> None:
+    model.config = dataclasses.replace(model.config, rope_theta_sliding=3.0)
+
+
+def _fewer_experts(model: DiffusionGemma) -> None:
+    model.blocks[0].router.top = 1
+
+
+def _other_eps(model: DiffusionGemma) -> None:
+    model.norm.eps = 0.5
+
+
+def _other_trunk(model: DiffusionGemma) -> None:
+    trunk = model.trunk
+    model.trunk = lambda *given: trunk(*given).flip(-1)
+
+
 def _narrowed(model: DiffusionGemma) -> None:
     model.to(torch.bfloat16)
 
@@ -217,14 +270,16 @@ def _quantised(model: DiffusionGemma) -> None:
     "change",
     [
         *(_in_place, _other_weight, _other_module, _hook, _method),
-        *(_loaded, _narrowed, _strided, _quantised),
+        *(_loaded, _narrowed, _strided, _quantised, _transposed, _turned),
+        *(_other_norm, _other_blocks, _other_conditioning, _other_trunk),
+        *(_less_hidden, _fewer_experts, _other_window, _other_eps),
     ],
 )
 def test_changes_are_seen(change, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights, layers and hooks of today count, not those of the first call."""
     model = toy()
     before = said(model)
-    assert native(model) is not None
+    assert used(model)
     change(model)
     after = said(model)
     if model.dtype == torch.float32:
@@ -235,15 +290,59 @@ def test_changes_are_seen(change, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_where_it_would_not_be_the_same_it_is_not_used() -> None:
-    assert native(toy(hidden_size=40)) is None
-    assert native(toy(intermediate_size=1040)) is None
-    assert native(toy().to(torch.float16)) is None
+    assert not used(toy(hidden_size=40))
+    assert not used(toy(intermediate_size=1040))
+    assert not used(toy().to(torch.float16))
     mixed = toy()
     mixed.norm.to(torch.bfloat16)
-    assert native(mixed) is None
+    assert not used(mixed)
     model = toy()
     with torch.enable_grad():
-        assert native(model) is None
+        assert not used(model)
+
+
+def test_a_method_of_the_class_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy()
+    assert used(model)
+    forward = Attention.forward
+    monkeypatch.setattr(Attention, "forward", lambda *given: forward(*given).flip(-1))
+    assert not used(model)
+
+
+def test_weights_that_are_no_numbers_are_told_and_not_fatal() -> None:
+    """A router that says nothing could send a token to one expert as often as it may choose."""
+    model = toy(num_experts=33, top_k_experts=8, hidden_size=256)
+    model.blocks[0].router.weight.fill_(float("nan"))
+    assert used(model)
+    for _ in range(3):
+        hidden = model.encode(model.embed(ids(200)), model.context(1))
+        assert hidden.isnan().any()
+
+
+def test_a_context_of_another_kind_is_left_to_the_modules() -> None:
+    model = toy(dtype=torch.bfloat16)
+    context = model.context(1, capacity=100)
+    model.encode(model.embed(ids(30)), context)
+    model.float()
+    assert used(model)
+    assert model._in_one_call(context, model.embedding.weight) is None
+    other = toy(num_attention_heads=8, layers=(FULL, FULL, SLIDING))
+    assert other._in_one_call(model.context(1, capacity=100), other.embedding.weight) is None
+
+
+def test_tensors_that_do_not_fit_are_refused_as_ever() -> None:
+    model = toy()
+    with pytest.raises((RuntimeError, TypeCheckError)):
+        wrong = Inputs(torch.randn(1, 30, 16), torch.full((1, 30), -1))
+        model.encode(wrong, model.context(1))
+    hidden, heat, uniform = torch.randn(3, 8, 48), torch.ones(3), torch.rand(3, 8).double()
+    for given in ((hidden, heat[:1], uniform), (hidden[..., :16], heat, uniform)):
+        with pytest.raises((RuntimeError, IndexError, TypeCheckError)):
+            model.readout(*given)
+    text = Inputs(torch.randn(1, 30, 48), torch.full((1, 30), -1))
+    image = Inputs(text.embedded_BTD, torch.zeros(1, 30, dtype=torch.int64))
+    outs = [model.encode(one, model.context(1)) for one in (text, image)]
+    assert float((outs[0] - outs[1]).abs().max()) > 0.1
 
 
 def test_the_context_is_not_written_by_a_draft() -> None:

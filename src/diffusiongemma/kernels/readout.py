@@ -124,8 +124,10 @@ def readout(
     ask = ask or Ask()
     given = (hidden_BLD, embedding_VD, cap, scale, temperature_B, uniform_BL, shaper)
     usual = ask == Ask() and (shaper is None or hasattr(shaper, "bias_V"))
-    if usual and fast(hidden_BLD) and native.fits(hidden_BLD, embedding_VD):
-        return _native(*given)
+    if usual and fast(hidden_BLD):
+        bias_V = None if shaper is None else _bias(shaper, len(embedding_VD))
+        if native.fits(hidden_BLD, embedding_VD, temperature_B, uniform_BL, bias_V):
+            return _native(*given[:-1], bias_V)
     if usual and triton(hidden_BLD) and embedding_VD.dtype == torch.bfloat16:
         return attempt(hidden_BLD.device, lambda: _triton(*given), lambda: _by_rows(*given, ask))
     return _by_rows(*given, ask)
@@ -159,6 +161,10 @@ def _by_rows(
     return Readout(**{name: torch.cat([r[name] for r in reports]) for name in reports[0]})
 
 
+def _bias(shaper: Any, vocabulary: int) -> Tensor | None:
+    return shaper.bias_V(vocabulary)
+
+
 def _native(
     hidden_BLD: Tensor,
     embedding_VD: Tensor,
@@ -166,11 +172,10 @@ def _native(
     scale: Tensor,
     temperature_B: Tensor,
     uniform_BL: Tensor,
-    shaper: Any,
+    bias_V: Tensor | None,
 ) -> Readout:
     """From the CPU's own code, in one call."""
     rows, length, width = hidden_BLD.shape
-    bias_V = None if shaper is None else shaper.bias_V(len(embedding_VD))
     seen = native.read(hidden_BLD, embedding_VD, cap, scale, temperature_B, uniform_BL, bias_V)
     return Readout(
         token_BL=seen.token_S.view(rows, length),
@@ -194,7 +199,7 @@ def _triton(
     from diffusiongemma.kernels.triton import soften as softening
 
     rows, length, width = hidden_BLD.shape
-    bias_V = None if shaper is None else shaper.bias_V(len(embedding_VD))
+    bias_V = None if shaper is None else _bias(shaper, len(embedding_VD))
     logits_SV = linear(hidden_BLD.flatten(0, 1), embedding_VD)
     heat_S = temperature_B.float().repeat_interleave(length, output_size=rows * length)
     seen = reading.read(logits_SV, cap, heat_S, uniform_BL.flatten(), bias_V)

@@ -60,14 +60,7 @@ def _found() -> tuple[ctypes.CDLL | None, str | None]:
     if (why := obstacle()) is not None:
         return None, why
     try:
-        path = _path()
-        if not path.exists():
-            _make(path)
-        try:
-            return _opened(path), None
-        except OSError:  # a file that a full disk or a crash has spoilt
-            _make(path)
-            return _opened(path), None
+        return _opened(_kept() or _made()), None
     except (OSError, RuntimeError, DeviceError, subprocess.SubprocessError) as error:
         told = getattr(error, "stderr", None) or str(error)
         lines = [line for line in told.splitlines() if line.strip()]
@@ -78,7 +71,10 @@ def _found() -> tuple[ctypes.CDLL | None, str | None]:
 
 def _command() -> list[str]:
     """The compiler with its flags; empty where there is none."""
-    named = shlex.split(os.environ.get("CC", ""))
+    try:
+        named = shlex.split(os.environ.get("CC", ""))
+    except ValueError:  # quotes without an end
+        return []
     for words in [named] if named else [[name] for name in _NAMES]:
         if (found := shutil.which(words[0])) is not None:
             aim = "-mcpu" if platform.machine() in ("arm64", "aarch64") else "-march"
@@ -86,19 +82,33 @@ def _command() -> list[str]:
     return []
 
 
-def _path() -> Path:
-    """Where the library is, or will be."""
+def _name() -> str:
+    """What decides the library, as the beginning of its name."""
     command = _command()
     texts = [path.read_text() for path in (*sorted(_HERE.glob("*.h")), *_SOURCES)]
     changed = str(os.stat(command[0]).st_mtime_ns)
     told = "\n".join([*texts, *command, changed, _processor()])
-    return _folder() / f"native-{hashlib.sha256(told.encode()).hexdigest()[:20]}.so"
+    return f"native-{hashlib.sha256(told.encode()).hexdigest()[:20]}-"
 
 
-def _make(path: Path) -> None:
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:20]
+
+
+def _kept() -> Path | None:
+    """The library made before, if it is whole: the end of its name is a hash of what is in it."""
+    for path in sorted(_folder().glob(f"{_name()}*.so")):
+        _check(path)
+        if path.stem.endswith(f"-{_digest(path)}"):
+            return path
+        path.unlink()
+    return None
+
+
+def _made() -> Path:
     """Compile. The file appears whole or not at all."""
     logger.info("compiling the steps of small networks for this processor (seconds, once)")
-    scratch = path.with_name(f".{secrets.token_hex(6)}.so")
+    scratch = _folder() / f".{secrets.token_hex(6)}.so"
     try:
         subprocess.run(
             [*_command(), *map(str, _SOURCES), "-o", str(scratch), "-lm"],
@@ -108,20 +118,29 @@ def _make(path: Path) -> None:
             timeout=_SECONDS,
             stdin=subprocess.DEVNULL,
         )
-        os.replace(scratch, path)
+        scratch.chmod(0o700)
+        target = scratch.with_name(f"{_name()}{_digest(scratch)}.so")
+        os.replace(scratch, target)
+        return target
     finally:
         scratch.unlink(missing_ok=True)
 
 
 def _folder() -> Path:
-    """A folder of the user's own that nobody else may write to."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "diffusiongemma" / "native"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    about = folder.stat()
-    if about.st_uid != os.getuid() or about.st_mode & 0o022:
-        raise DeviceError(f"others may write to {folder}; make it yours alone")
+    """A folder of the user's own that nobody else may write to, nor to the one that it is in."""
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    folder = named if named.is_absolute() else Path.home() / ".cache"
+    for name in ("diffusiongemma", "native"):
+        folder = folder / name
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _check(folder)
     return folder
+
+
+def _check(path: Path) -> None:
+    about = path.lstat()
+    if about.st_uid != os.getuid() or about.st_mode & 0o022 or path.is_symlink():
+        raise DeviceError(f"others may write to {path}; make it yours alone, or remove it")
 
 
 def _processor() -> str:

@@ -5,6 +5,8 @@
 
 #include "lanes.h"
 
+#define TOGETHER 64 /* positions whose logits are there at the same time */
+
 struct reading { /* kernels/readout.py has the contract; S positions, L a row */
     int64_t positions, length, vocabulary, width, half;
     float cap, scale;
@@ -55,16 +57,23 @@ OUT void read_one(const struct reading *r, int64_t s, float *x, int64_t wide) {
     if (r->half) rounded(x, wide);
 }
 
+/* 0, or 1 if there is no memory for scratch. */
 int diffusiongemma_readout(const struct reading *r) {
-    int64_t s = r->positions, v = r->vocabulary, d = r->width, wide = (v + 15) / 16 * 16;
-    float *logits = malloc(4 * (s * wide + v * d) + 2 * s * d), *table = logits + s * wide;
-    if (!logits) return 1;
+    int64_t v = r->vocabulary, d = r->width, wide = (v + 15) / 16 * 16;
+    int64_t some = r->positions < TOGETHER ? r->positions : TOGETHER;
+    float *table = malloc(4 * (some * wide + v * d) + 2 * some * d), *logits = table + v * d;
+    if (!table) return 1;
     for (int64_t i = 0; i < v * d; i += LANES) store(table + i, load(r->embedding, i, r->half));
-    product(r->hidden, s, r->embedding, v, d, r->half, logits, wide, (uint16_t *)(table + v * d));
-    for (int64_t i = 0; i < s; i++) read_one(r, i, logits + i * wide, wide);
-    memset(r->soft, 0, 4 * s * d);
-    mixed(logits, wide, s, table, d, v, d, r->soft, d);
-    for (int64_t i = 0; i < s * d; i += LANES) store(r->soft + i, load(r->soft, i, 0) * r->scale);
-    free(logits);
+    for (int64_t s = 0; s < r->positions; s += TOGETHER) {
+        int64_t here = r->positions - s < TOGETHER ? r->positions - s : TOGETHER;
+        float *soft = r->soft + s * d;
+        product(r->hidden + s * d, here, r->embedding, v, d, r->half, logits, wide,
+                (uint16_t *)(logits + some * wide));
+        for (int64_t i = 0; i < here; i++) read_one(r, s + i, logits + i * wide, wide);
+        memset(soft, 0, 4 * here * d);
+        mixed(logits, wide, here, table, d, v, d, soft, d);
+        for (int64_t i = 0; i < here * d; i += LANES) store(soft + i, load(soft, i, 0) * r->scale);
+    }
+    free(table);
     return 0;
 }

@@ -36,15 +36,27 @@ class Seen:
     soft_SD: Float[Tensor, "S D"]
 
 
-def fits(hidden_BLD: Tensor, embedding_VD: Tensor) -> bool:
-    """Whether the vocabulary may be read in one call here."""
-    width = embedding_VD.shape[1]
+def fits(
+    hidden_BLD: Tensor,
+    embedding_VD: Tensor,
+    temperature_B: Tensor,
+    uniform_BL: Tensor,
+    bias_V: Tensor | None,
+) -> bool:
+    """Whether the vocabulary may be read in one call here, of tensors that fit each other."""
+    vocabulary, width = embedding_VD.shape
+    given = [hidden_BLD, embedding_VD, temperature_B, uniform_BL]
+    given += [] if bias_V is None else [bias_V]
     return (
         embedding_VD.numel() <= _LIMIT
         and (width % _STEP == 0 and width <= _WIDEST)
         and embedding_VD.dtype in _HALF
         and hidden_BLD.dtype == embedding_VD.dtype
         and embedding_VD.is_contiguous()
+        and hidden_BLD.shape == (*uniform_BL.shape, width)
+        and temperature_B.shape == uniform_BL.shape[:1]
+        and (bias_V is None or bias_V.shape == (vocabulary,))
+        and all(part.device.type == "cpu" for part in given)
         and build.library() is not None
     )
 

@@ -10,7 +10,7 @@
    softmax begins at its own first key.
 
    Shapes: S packed tokens, D channels, N query heads and K key heads of H, F hidden, E experts.
-   D, H and F are multiples of 16. Compiled by build.py, called by model/whole.py. */
+   D, H and F are multiples of 16. Compiled by build.py, called by model/native.py. */
 
 #include "lanes.h"
 #include "team.h"
@@ -208,8 +208,9 @@ OUT void routed(const struct pass *pass, const struct layer *l, struct work *w, 
         softened(score, e);
         float total = 0;
         for (int64_t g = 0; g < top; g++) {
-            int64_t best = 0;
-            for (int64_t i = 1; i < e; i++) best = score[i] > score[best] ? i : best;
+            int64_t best = -1; /* taken ones are -1; where scores are no numbers, any will do */
+            for (int64_t i = 0; i < e; i++)
+                if (score[i] != -1 && (best < 0 || score[i] > score[best])) best = i;
             total += score[best];
             int64_t at = g; /* kept in order of their numbers */
             for (; at && w->expert[s * top + at - 1] > best; at--) {
