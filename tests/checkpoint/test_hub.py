@@ -310,6 +310,7 @@ def test_every_message_is_one_line(hub: StandIn) -> None:
 def test_progress_is_drawn_unless_told_not_to(
     hub: StandIn, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    huggingface_hub.utils.enable_progress_bars()  # a test beside may have had transformers be quiet
     fetch(hub)
     assert capfd.readouterr().err == ""
     find(NAME, endpoint=hub.url)
