@@ -4,7 +4,7 @@
     python recipes/small.py runs/second --part second --start runs/first/model --set steps=15500
 
 Makes words and network, trains (from the last checkpoint in the folder if there is one), and writes
-the averaged weights as a Hugging Face folder `runs/first/model`. The second and third part go on
+the averaged weights as a Hugging Face folder `runs/first/model`. The parts after the first go on
 from such a folder with new problems, a new schedule, and more of what is hard.
 """
 
@@ -145,6 +145,7 @@ THIRD = Mix(
 PARTS: dict[str, Callable[[int], Mix]] = {"first": lambda step: EARLY if step < TURN else LATE}
 PARTS |= {"second": lambda step: SECOND, "third": lambda step: THIRD}
 RECORDS = {"extraction": 1, "repair": 1}
+SAMPLER = SamplerConfig(entropy_bound=0.001)  # by the table of recipes/bound.py
 
 
 def source(chat: Chat, batch: int, part: Callable[[int], Mix]) -> Source:
@@ -204,7 +205,7 @@ def main() -> None:
     gemma = Gemma(
         model,
         chat=chat,
-        sampler=SamplerConfig(),
+        sampler=SAMPLER,
         eos=frozenset(ids.eos_token_id),
         banned=[MARKS.index(mark) for mark in MARKS if "image" in mark],
         device=choose("cpu", "float32", "float32"),
@@ -217,7 +218,7 @@ def main() -> None:
         average = train(*(model, feed, config, given.folder), eos=1, pad=0, report=live, sample=ask)
     average.swap(model)
     marks = {"bos_token_id": 2, "eos_token_id": [1, 5], "pad_token_id": 0}
-    generation = SamplerConfig().to_generation_config() | marks
+    generation = SAMPLER.to_generation_config() | marks
     extra = {"generation_config.json": generation}
     files = tuple((given.folder / "words").iterdir())
     save_model(model, given.folder / "model", extra=extra, copy=files, overwrite=True)

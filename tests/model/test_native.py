@@ -168,6 +168,9 @@ def test_a_large_one_is_for_few_threads(monkeypatch: pytest.MonkeyPatch) -> None
     try:
         torch.set_num_threads(2)
         assert used(model)
+        with monkeypatch.context() as patch:
+            patch.setenv("OMP_WAIT_POLICY", "active")
+            assert not used(model)
         torch.set_num_threads(5)
         assert not used(model)
     finally:

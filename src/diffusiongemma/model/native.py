@@ -4,6 +4,7 @@ Weights, keys and values stay where torch has them: nothing is copied, so nothin
 """
 
 import ctypes
+import os
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -163,7 +164,7 @@ class Call:
             *(len(layers), len(rows), config.hidden_size, config.num_attention_heads),
             *(config.intermediate_size, config.num_experts, config.top_k_experts),
             *(config.moe_intermediate_size, kept is not None, HALF[self.weights.dtype]),
-            min(torch.get_num_threads(), len(x_SD) // _SHARE),
+            min(_threads(), len(x_SD) // _SHARE),
             config.rms_norm_eps,
             *(*map(ctypes.addressof, arrays), norm),
             *(soft if kept is None else [0] * len(soft)),
@@ -208,7 +209,13 @@ def _worth_it(weights: Weights) -> bool:
     if weights.count < LIMIT:
         return True
     well = weights.dtype != torch.bfloat16 or build.multiplies_bfloat16()
-    return well and torch.get_num_threads() <= _FEW
+    return well and torch.get_num_threads() <= _FEW and _threads() == torch.get_num_threads()
+
+
+def _threads() -> int:
+    """That may share a pass: one, where torch's threads hold on to their cores while they wait."""
+    spin = os.environ.get("OMP_WAIT_POLICY", "").lower() == "active"
+    return 1 if spin else torch.get_num_threads()
 
 
 def _fits(config: ModelConfig) -> bool:
