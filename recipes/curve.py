@@ -1,7 +1,8 @@
 """The course of a run, or of several that went on from each other: the denoiser's loss by step.
 
 pip install matplotlib
-python recipes/curve.py recipes/small.jsonl recipes/small-again.jsonl recipes/small-third.jsonl docs/pictures/curve.svg
+python recipes/curve.py recipes/small.jsonl recipes/small-again.jsonl recipes/small-third.jsonl \\
+    docs/pictures/curve.svg
 """
 
 import json
