@@ -9,6 +9,8 @@ import torch
 from jaxtyping import TypeCheckError
 from torch import Tensor, nn
 
+import diffusiongemma as dg
+from diffusiongemma.cli.benching.ours import Ours
 from diffusiongemma.kernels.native import build
 from diffusiongemma.model import model as written
 from diffusiongemma.model.attention import Attention
@@ -16,6 +18,7 @@ from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.init import initialise
 from diffusiongemma.model.layers import RMSNorm
 from diffusiongemma.model.model import DiffusionGemma, Inputs
+from diffusiongemma.model.native import _Pass
 from diffusiongemma.quant.apply import quantise
 
 pytestmark = [
@@ -160,6 +163,61 @@ def test_threads_change_no_bit(dtype: torch.dtype, monkeypatch: pytest.MonkeyPat
         torch.set_num_threads(before)
     for one in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(one, found[0], strict=True))
+
+
+class Listening:
+    """The library, and what it was asked."""
+
+    def __init__(self, library, said: list) -> None:
+        self.library, self.said = library, said
+
+    def diffusiongemma_trunk(self, address: int) -> int:
+        self.said.append(_Pass.from_address(address).threads)
+        return self.library.diffusiongemma_trunk(address)
+
+    def diffusiongemma_readout(self, address: int) -> int:
+        self.said.append("readout")
+        return self.library.diffusiongemma_readout(address)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list:
+    found: list = []
+    ears = Listening(build.library(), found)
+    monkeypatch.setattr(build, "library", lambda: ears)
+    return found
+
+
+def test_threads_get_shares_that_are_worth_it(asked: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    model, before = toy(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        for tokens in (40, 130, 600):
+            model.encode(model.embed(ids(tokens)), model.context(1))
+        monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+        model.encode(model.embed(ids(600)), model.context(1))
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [0, 2, 3, 1]
+
+
+def test_an_answer_takes_two_calls_a_step(asked: list) -> None:
+    """The network's and the vocabulary's, bans and all; nothing falls back unseen."""
+    gemma = dg.load(device="cpu")
+    answer = gemma.generate("Sort: 7 3 5", seed=1)
+    steps = sum(answer.stats.steps)
+    assert asked.count("readout") == steps
+    assert len(asked) >= 2 * steps + 1  # and the prompt's
+
+
+def test_the_bench_times_what_users_run(asked: list) -> None:
+    """Under gradients, which calls for the operations, a step would look five times as long."""
+    with torch.enable_grad():
+        side = Ours(dg.load(device="cpu").model)
+        side.prepare(torch.tensor([[2, 40, 41]]), steps=2)
+        side.step()
+    assert len(asked) == 3
 
 
 def test_a_large_one_is_for_few_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,6 @@ def answers(before: Path, after: Path, count: int, tell: Tell, **how: Any) -> st
     return "\n".join([*lines, "", *_cost(pair, [_steps(side) for side in records], tell)])
 
 
-@torch.no_grad()
 def _cost(pair: Sequence[Gemma], steps: Sequence[float], tell: Tell) -> list[str]:
     sides = [Ours(gemma.model) for gemma in pair]
     for side, name in zip(sides, ("before", "after"), strict=True):

@@ -175,13 +175,18 @@ def _native(
     bias_V: Tensor | None,
 ) -> Readout:
     """From the CPU's own code, in one call."""
-    rows, length, width = hidden_BLD.shape
     seen = native.read(hidden_BLD, embedding_VD, cap, scale, temperature_B, uniform_BL, bias_V)
+    return _shaped(seen, seen.soft_SD, hidden_BLD)
+
+
+def _shaped(seen: Any, soft_SD: Tensor, hidden_BLD: Tensor) -> Readout:
+    """What was seen of all positions together, by rows."""
+    across = hidden_BLD.shape[:2]
     return Readout(
-        token_BL=seen.token_S.view(rows, length),
-        best_BL=seen.best_S.view(rows, length),
-        entropy_BL=seen.entropy_S.view(rows, length),
-        soft_BLD=seen.soft_SD.view(rows, length, width),
+        token_BL=seen.token_S.view(across),
+        best_BL=seen.best_S.view(across),
+        entropy_BL=seen.entropy_S.view(across),
+        soft_BLD=soft_SD.view(hidden_BLD.shape),
     )
 
 
@@ -198,7 +203,7 @@ def _triton(
     from diffusiongemma.kernels.triton import readout as reading
     from diffusiongemma.kernels.triton import soften as softening
 
-    rows, length, width = hidden_BLD.shape
+    rows, length, _ = hidden_BLD.shape
     bias_V = None if shaper is None else _bias(shaper, len(embedding_VD))
     logits_SV = linear(hidden_BLD.flatten(0, 1), embedding_VD)
     heat_S = temperature_B.float().repeat_interleave(length, output_size=rows * length)
@@ -206,12 +211,7 @@ def _triton(
     soft_SD = softening.soften(
         logits_SV, cap, heat_S, seen.log_total_S, bias_V, embedding_VD, scale
     )
-    return Readout(
-        token_BL=seen.token_S.view(rows, length),
-        best_BL=seen.best_S.view(rows, length),
-        entropy_BL=seen.entropy_S.view(rows, length),
-        soft_BLD=soft_SD.view(rows, length, width),
-    )
+    return _shaped(seen, soft_SD, hidden_BLD)
 
 
 def _plain(

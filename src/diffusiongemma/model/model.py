@@ -219,12 +219,10 @@ class DiffusionGemma(nn.Module):
         self._check_denoise(canvas_BL, soft_BLD, context)
         if torch.is_grad_enabled():
             return self._denoise(canvas_BL, soft_BLD, context).view(rows, width, -1)
-        embedded_SD = self.embedding(canvas_BL).flatten(0, 1)
-        whole = self._in_one_call(context, embedded_SD)
+        whole = self._in_one_call(context, self.embedding.weight)
         if whole is not None and (soft_BLD is None or soft_BLD.device.type == "cpu"):
-            hidden_SD = whole.denoise(
-                embedded_SD, None if soft_BLD is None else soft_BLD.flatten(0, 1)
-            )
+            soft_SD = None if soft_BLD is None else soft_BLD.flatten(0, 1)
+            hidden_SD = whole.denoise(self.embedding(canvas_BL).flatten(0, 1), soft_SD)
         else:
             # A tenth faster on small networks. A clone made outside is a tensor like any other.
             with torch.inference_mode():

@@ -188,7 +188,9 @@ def native(model: "DiffusionGemma", context: Context, like_SD: Tensor) -> Call |
         context: that the pass reads, and writes if it encodes.
         like_SD: rows of the width and format of what would go through.
     """
-    if torch.is_grad_enabled() or not _fits(model.config) or build.library() is None:
+    if torch.is_grad_enabled() or like_SD.device.type != "cpu" or not _fits(model.config):
+        return None
+    if build.library() is None:
         return None
     if modules._global_forward_hooks or modules._global_forward_pre_hooks:
         return None
@@ -198,8 +200,8 @@ def native(model: "DiffusionGemma", context: Context, like_SD: Tensor) -> Call |
     weights = found.written.weights() if found.written.plain() else None
     if weights is None or not _worth_it(weights):
         return None
-    width, given = found.config.hidden_size, (like_SD.dtype, like_SD.device.type)
-    if given != (weights.dtype, "cpu") or like_SD.shape[1] != width or not len(like_SD):
+    width = found.config.hidden_size
+    if like_SD.dtype != weights.dtype or like_SD.shape[1] != width or not len(like_SD):
         return None
     same = all(_belongs(row, found.config, weights.dtype) for row in context.rows)
     return Call(found, weights, context) if same else None

@@ -22,6 +22,7 @@ class Ours:
     def __init__(self, model: DiffusionGemma) -> None:
         self.model = model
 
+    @torch.no_grad()
     def prepare(self, ids_BT: Tensor, steps: int) -> None:
         """Encode prompts and begin their first canvases."""
         self.recipe = self._recipe(steps, 1)
@@ -30,6 +31,7 @@ class Ours:
         self.model.encode(self.model.embed(ids_BT), self.context)
         self.drafts = [Draft(self.recipe, row, width, self.model.device) for row in range(rows)]
 
+    @torch.no_grad()
     def step(self) -> None:
         """One denoising step of every row."""
         drafts, first = self.drafts, self.drafts[0]
@@ -44,6 +46,7 @@ class Ours:
             if last:  # on to other noise, as the noise of the last places is remembered
                 draft.number, draft.canvas = 1, draft.canvas + len(drafts)
 
+    @torch.no_grad()
     def generate(self, ids_BT: Tensor, steps: int, canvases: int) -> int:
         """Whole answers at a fixed number of steps.
 
