@@ -45,15 +45,20 @@ def draw_from(
         inside = p_LV.gather(-1, ids.clamp(max=vocabulary - 1)).double()
         inside = inside.masked_fill(ids >= vocabulary, 0.0)
     place_L, _ = _pass(inside, left_L)
-    return piece_L * piece + place_L
+    return (piece_L * piece + place_L).clamp(max=vocabulary - 1)
 
 
 def _pass(mass: Tensor, target_L: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the running sum first exceeds the target, and what is left of the target there."""
+    """Where the running sum first exceeds the target, and what is left of the target there.
+
+    The place is within bounds whatever the masses are: what is no number exceeds nothing, and it is
+    the entropy that tells of it.
+    """
     total = mass.cumsum(-1)
     # Rounding may put the target at the very end; the last entry that has mass is then meant.
     below_end = torch.nextafter(total[:, -1], torch.zeros_like(target_L))
     target_L = torch.minimum(target_L, below_end).contiguous()
     place_L = torch.searchsorted(total, target_L[:, None], right=True)[:, 0]
+    place_L = place_L.clamp(max=mass.shape[-1] - 1)
     before = total.gather(-1, (place_L - 1).clamp(min=0)[:, None])[:, 0]
     return place_L, target_L - torch.where(place_L > 0, before, torch.zeros_like(before))
