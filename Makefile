@@ -46,9 +46,9 @@ bench: $(VENV)/.test ## Time this package beside transformers on the CPU; ARGS="
 gpu: ## Check and time it whole-size on a GPU: PART=check|bf16|fp8|batch, or all; SIZE=toy rehearses
 	@$(GPU_PYTHON) -c 'import torch, jaxtyping, safetensors, tokenizers' || { \
 	    echo "error: '$(GPU_PYTHON)' lacks a package; name a Python that has torch: make gpu GPU_PYTHON=.venv/bin/python" >&2; exit 1; }
-	@for part in $(PART); do \
-	    PYTHONPATH=src $(GPU_PYTHON) -m diffusiongemma bench --size $(SIZE) --part $$part --out $(OUT) $(ARGS) || exit 1; \
-	done
+	@failed=; for part in $(PART); do \
+	    PYTHONPATH=src $(GPU_PYTHON) -m diffusiongemma bench --size $(SIZE) --part $$part --out $(OUT) $(ARGS) || failed="$$failed $$part"; \
+	done; [ -z "$$failed" ] || { echo "error: these parts failed:$$failed; see $(OUT)" >&2; exit 1; }
 
 pictures: $(VENV)/.runtime ## Draw the documents' pictures anew, from real runs
 	@$(PY) -m diffusiongemma trace "$(SORTED)" --seed 3 --svg docs/pictures/moving.svg

@@ -1,13 +1,17 @@
 """The whole-size bench, rehearsed at toy size."""
 
+import gc
 import json
 import re
+import subprocess
+import weakref
+from pathlib import Path
 
 import pytest
 import torch
 
 from diffusiongemma.cli.main import main
-from diffusiongemma.cli.whole import account, check, network, twins
+from diffusiongemma.cli.whole import account, check, network, run, twins
 from diffusiongemma.model.model import DiffusionGemma
 
 DATA = twins.Data(network.TOY, torch.device("cpu"))
@@ -127,3 +131,54 @@ def test_two_at_once_do_not_share_a_file(tmp_path, capsys) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert main(["bench", "--size", "toy", "--part", "batch", "--out", str(tmp_path)]) != 0
     assert "another bench is writing to" in capsys.readouterr().err
+
+
+def test_a_step_is_kept_where_the_limits_failed(tmp_path, capsys, monkeypatch) -> None:
+    def fails(clock: object) -> dict[str, float]:
+        raise RuntimeError("no bandwidth " + "x" * 100_000)
+
+    monkeypatch.setattr("diffusiongemma.cli.whole.run.limits", fails)
+    assert main(["bench", "--size", "toy", "--part", "fp8", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert len(said.out) + len(said.err) < 20_000
+    assert "no bandwidth" in said.out and "limits were not measured" in said.out
+    lines = [json.loads(line) for line in (tmp_path / "toy-fp8.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["case"].endswith(": step")]
+    assert len(steps) == 2 and all(step["step_seconds"] > 0 for step in steps)
+    assert len((tmp_path / "toy-fp8.errors").read_text()) > 100_000
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+def test_a_rival_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its network is a circle of references around our weights."""
+    left: list[weakref.ref] = []
+    real = run.rival.sharing
+
+    def watched(model: DiffusionGemma):
+        theirs = real(model)
+        left.append(weakref.ref(theirs.model))
+        return theirs
+
+    monkeypatch.setattr(run.rival, "sharing", watched)
+    bench = run.Bench("toy", "bf16", torch.device("cpu"), None, alone=False)
+    gc.disable()  # or it may come by chance
+    try:
+        assert bench._rival("even", False)["step_seconds"] > 0
+        assert [one() for one in left] == [None]
+    finally:
+        gc.enable()
+
+
+def test_a_part_that_fails_does_not_end_the_others(tmp_path) -> None:
+    root = Path(__file__).parent.parent.parent
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@"\ncase "$*" in *"--part one"*) exit 1;; esac\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["make", "gpu", "PART=one two", f"GPU_PYTHON={python}"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    assert "--part two" in done.stdout
+    assert done.returncode != 0 and "these parts failed: one" in done.stderr

@@ -1,5 +1,6 @@
 """Which layers are quantised, that they are heard, and what `damage` says of them."""
 
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import diffusiongemma as dg
 from diffusiongemma.model.attention import Attention
+from diffusiongemma.model.experts import Experts
 from diffusiongemma.model.init import initialise
 from diffusiongemma.model.layers import FeedForward, Linear, project
 from diffusiongemma.model.model import DiffusionGemma
@@ -131,3 +133,20 @@ def test_damage_of_nothing_is_none_and_grows_with_what_is_done(plain: DiffusionG
         assert 0 < small.mean < small.largest
         assert small.mean < 0.1 * small.spread and large.mean > 0.3 * large.spread
         assert small.agree > large.agree
+
+
+def test_plain_weights_go_one_by_one(
+    plain: DiffusionGemma, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two formats of all layers at once would not fit a card that one fits."""
+    layers = [weakref.ref(module) for _, module in candidates(plain)]
+    alive = []
+    real = Fp8Experts.of
+
+    def watched(experts: Experts) -> Fp8Experts:
+        alive.append(sum(one() is not None for one in layers))
+        return real(experts)
+
+    monkeypatch.setattr(Fp8Experts, "of", watched)
+    quantise(plain)
+    assert alive == sorted(alive, reverse=True) and alive[-1] == 1

@@ -47,10 +47,8 @@ def prepare(model: DiffusionGemma, paths: Collection[str]) -> None:
         model: the network, changed in place.
         paths: of the layers, as `candidates` names them.
     """
-    for path, module in list(candidates(model)):
-        if path in paths:
-            made = Fp8Linear.like(module) if isinstance(module, Linear) else Fp8Experts.like(module)
-            _replace(model, path, made)
+    for path in [path for path, _ in candidates(model) if path in paths]:
+        _replace(model, path, _empty(model.get_submodule(path)))
 
 
 @torch.no_grad()
@@ -60,11 +58,25 @@ def quantise(model: DiffusionGemma) -> DiffusionGemma:
     Returns:
         the same network.
     """
-    for path, module in list(candidates(model)):
-        made = Fp8Linear.of(module) if isinstance(module, Linear) else Fp8Experts.of(module)
-        _replace(model, path, made)
+    # By name: a list of the layers would keep the weights of both formats until the end.
+    for path in [path for path, _ in candidates(model)]:
+        _replace(model, path, _quantised(model.get_submodule(path)))
     model.config = replace(model.config, fp8=True)
     return model
+
+
+def _empty(plain: nn.Module) -> nn.Module:
+    if isinstance(plain, Linear):
+        return Fp8Linear.like(plain)
+    assert isinstance(plain, Experts)
+    return Fp8Experts.like(plain)
+
+
+def _quantised(plain: nn.Module) -> nn.Module:
+    if isinstance(plain, Linear):
+        return Fp8Linear.of(plain)
+    assert isinstance(plain, Experts)
+    return Fp8Experts.of(plain)
 
 
 def _replace(model: DiffusionGemma, path: str, module: nn.Module) -> None:

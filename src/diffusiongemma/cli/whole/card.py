@@ -2,12 +2,16 @@
 
 from typing import Any
 
+_ERROR = 300  # letters of an error on a card; all of it stands in the folder
+
 
 def card(line: dict[str, Any]) -> str:
     """A few lines on one case; its JSON stands beside it for programs."""
     rows = [f"== {line['case']}"]
     if "error" in line:
-        return f"{rows[0]}\n   failed: {line['error']}"
+        said = " ".join(str(line["error"]).split())
+        cut = said if len(said) <= _ERROR else f"{said[:_ERROR]}..."
+        return f"{rows[0]}\n   failed: {cut}"
     if "part_seconds" in line:
         rows += _step(line)
     elif "tokens_per_second" in line:
@@ -30,15 +34,19 @@ def _step(line: dict[str, Any]) -> list[str]:
         floor = floors.get(name)
         least = f"   floor {floor * 1e3:6.2f}" if floor else ""
         rows.append(f"   {name:24} {seconds * 1e3:8.2f} ms{least}")
-    rows.append(
-        f"   {'a step':24} {line['step_seconds'] * 1e3:8.2f} ms   floor "
-        f"{line['floor_seconds'] * 1e3:6.2f}   {line['over_floor']:.2f} times the floor"
-    )
+    step, share = f"   {'a step':24} {line['step_seconds'] * 1e3:8.2f} ms", ""
+    if "floor_seconds" in line:
+        step += f"   floor {line['floor_seconds'] * 1e3:6.2f}"
+        step += f"   {line['over_floor']:.2f} times the floor"
+        share = f", {100 * line['read_share']:.0f} % of what can be read"
+    rows.append(step)
     rows.append(
         f"   with the host's look {line['step_and_look_seconds'] * 1e3:.2f} ms; "
-        f"{line['bytes_per_second'] / 1e9:,.0f} GB/s, {100 * line['read_share']:.0f} % of what can "
-        f"be read; {line['experts_hit']:.1f} experts a layer"
+        f"{line['bytes_per_second'] / 1e9:,.0f} GB/s{share}; {line['experts_hit']:.1f} experts a "
+        "layer"
     )
+    if line["limits"] != "measured":
+        rows.append(f"   limits were not measured; floors are by {line['limits']}")
     plain = [name for name, by in line["kernels"].items() if by == "the reference"]
     share = 100 * line["fallback_share"]
     rows.append(f"   run by references: {', '.join(plain) or 'nothing'}: {share:.0f} % of the time")

@@ -3,6 +3,7 @@
 On a CPU everything runs as it is, for rehearsal.
 """
 
+import gc
 import itertools
 import statistics
 import time
@@ -66,6 +67,12 @@ class Clock:
             pairs = itertools.pairwise(marks)
             return statistics.median(one.elapsed_time(two) for one, two in pairs) / 1e3
 
+    def release(self) -> None:
+        """Give back memory that nobody uses: transformers' networks hold themselves in a circle."""
+        gc.collect()
+        if self.cuda:
+            torch.cuda.empty_cache()
+
     def peak(self) -> int | None:
         """Most bytes of device memory held since `forget`; None on a CPU."""
         return torch.cuda.max_memory_allocated(self.device) if self.cuda else None
@@ -90,6 +97,26 @@ def limits(clock: Clock) -> dict[str, float]:
     few, many = torch.zeros(1, device=clock.device), 350
     found["launch_seconds"] = clock.seconds(lambda: [few.zero_() for _ in range(many)]) / many
     return found
+
+
+# What the makers promise: bytes read a second, operations a second of bfloat16 and FP8 products.
+_SHEETS = {
+    "H200": (4.8e12, 989e12, 1979e12),
+    "H100": (3.35e12, 989e12, 1979e12),
+    "RTX 5090": (1.79e12, 210e12, 419e12),
+}
+
+
+def data_sheet(device: torch.device) -> dict[str, float]:
+    """The same from the maker's data sheet, for floors where measuring the limits failed; empty for
+    a device that is not known.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    for part, figures in _SHEETS.items():
+        if part in name:
+            names = ("read_bytes_per_second", "bfloat16_flops_per_second", "fp8_flops_per_second")
+            return dict(zip(names, figures, strict=True))
+    return {}
 
 
 def _reading(clock: Clock, size: int) -> float:

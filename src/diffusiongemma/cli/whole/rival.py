@@ -20,10 +20,11 @@ def sharing(model: DiffusionGemma) -> Theirs:
     """
     hf = importlib.import_module("transformers")
     hf.utils.logging.set_verbosity_error()
-    raw = to_hf(model.config)
-    config = hf.DiffusionGemmaConfig(**{k: v for k, v in raw.items() if k != "architectures"})
-    if config.vision_config is not None:
-        config.vision_config.num_hidden_layers = 1
+    raw = {k: v for k, v in to_hf(model.config).items() if k != "architectures"}
+    if raw.get("vision_config") is None:  # some versions fill it with a large tower, some refuse it
+        raw["vision_config"] = hf.Gemma4VisionConfig()
+    config = hf.DiffusionGemmaConfig(**raw)
+    config.vision_config.num_hidden_layers = 1
     if config.image_token_id is None:
         config.image_token_id = -1
     with torch.device("meta"):

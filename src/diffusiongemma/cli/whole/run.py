@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 
 from diffusiongemma.cli.whole import account, answers, check, parts, rival
 from diffusiongemma.cli.whole.card import card
-from diffusiongemma.cli.whole.clock import Clock, limits
+from diffusiongemma.cli.whole.clock import Clock, data_sheet, limits
 from diffusiongemma.cli.whole.network import TOY, config_of, made, skew
 from diffusiongemma.core.device import choose
 from diffusiongemma.core.errors import OptionError
@@ -32,6 +33,7 @@ except ImportError:  # not on every system
 PARTS = ("check", "bf16", "fp8", "batch")
 LIMIT = 7 * 60.0  # seconds after which no further case begins
 STEPS, PROMPT, CANVASES = 16, 1024, 4
+_SHOWN = 2000  # letters of a traceback that are printed
 # The op whose kernel most of a part's time is spent in; products are torch's library's everywhere.
 _OPS = {
     "experts": "experts",
@@ -135,12 +137,10 @@ class Bench:
         line: dict[str, Any] = {"case": name, "size": self.size, "part": self.part}
         try:
             line |= work()
-        except Exception as error:  # one case must not cost the others; its error is told whole
+        except Exception as error:  # one case must not cost the others
             self.failed.append(name)
             line["error"] = f"{type(error).__name__}: {error}"
-            import traceback
-
-            traceback.print_exc()
+            self._complain(name)
         line["seconds_spent"] = time.perf_counter() - self.begun - spent
         self._keep(line)
 
@@ -175,6 +175,7 @@ class Bench:
         wanted = f"{format} {routing}"
         if self._model is None or self._model[0] != wanted:
             self._model = None
+            self.clock.release()
             model = made(self.config, self.device, torch.bfloat16)
             if routing == "skewed":
                 skew(model)
@@ -192,30 +193,44 @@ class Bench:
         distinct = found["experts_hit"]
         small = {"wide": 1, "expert": 1} if format == "fp8" else {}
         work = account.step(self.config, self.prompt, rows, distinct, **small)
-        known = self._limits()
-        rate = known["bfloat16_flops_per_second"]
-        floors = {
-            name: one.seconds(
-                known["read_bytes_per_second"],
-                known.get("fp8_flops_per_second", rate)
-                if small and name in ("experts", "dense and projections")
-                else rate,
-            )
-            for name, one in work.items()
-        }
         read, kernels = sum(one.bytes for one in work.values()), backends(self.device)
         plain = [part for part, op in _OPS.items() if kernels[op] == "the reference"]
         fallback = sum(found["part_seconds"][part] for part in plain)
-        return found | {
+        found |= {
             "rows": rows,
             "context": self.prompt,
-            "floor_part_seconds": floors,
-            "floor_seconds": sum(floors.values()),
-            "over_floor": found["step_seconds"] / sum(floors.values()),
             "bytes_per_second": read / found["step_seconds"],
-            "read_share": read / found["step_seconds"] / known["read_bytes_per_second"],
             "kernels": kernels,
             "fallback_share": fallback / found["step_seconds"],
+        }
+        return found | self._floors(work, found["step_seconds"], eight=bool(small))
+
+    def _floors(
+        self, work: dict[str, account.Work], seconds: float, *, eight: bool
+    ) -> dict[str, Any]:
+        """The least time of each part, by measured limits, or else by the data sheet."""
+        known = self.done.get("limits", {})
+        source = "measured"
+        if "read_bytes_per_second" not in known:  # its case failed; a step must not be lost with it
+            known, source = data_sheet(self.device), "the data sheet"
+        if not known:
+            return {"limits": "nothing", "floor_part_seconds": {}}
+        rate = known["bfloat16_flops_per_second"]
+        small = ("experts", "dense and projections") if eight else ()
+        floors = {
+            name: one.seconds(
+                known["read_bytes_per_second"],
+                known.get("fp8_flops_per_second", rate) if name in small else rate,
+            )
+            for name, one in work.items()
+        }
+        read = sum(one.bytes for one in work.values())
+        return {
+            "limits": source,
+            "floor_part_seconds": floors,
+            "floor_seconds": sum(floors.values()),
+            "over_floor": seconds / sum(floors.values()),
+            "read_share": read / seconds / known["read_bytes_per_second"],
         }
 
     def _answer(self, format: str, routing: str, rows: int, context: int) -> dict[str, Any]:
@@ -224,13 +239,23 @@ class Bench:
         return asked | answers.measured(model, self.clock, **asked)
 
     def _rival(self, routing: str, compile: bool) -> dict[str, Any]:
-        theirs = rival.sharing(self.model("bfloat16", routing))
-        theirs = rival.compiled(theirs) if compile else theirs
-        seconds = rival.step_seconds(theirs, 1, self.prompt, STEPS, self.clock)
-        return {"step_seconds": seconds, "kernels": theirs.kernels}
+        try:
+            theirs = rival.sharing(self.model("bfloat16", routing))
+            theirs = rival.compiled(theirs) if compile else theirs
+            seconds = rival.step_seconds(theirs, 1, self.prompt, STEPS, self.clock)
+            return {"step_seconds": seconds, "kernels": theirs.kernels}
+        finally:
+            theirs = None
+            self.clock.release()
 
-    def _limits(self) -> dict[str, Any]:
-        return self.done["limits"]
+    def _complain(self, name: str) -> None:
+        """The error that is being handled: whole into the folder, its end to whoever watches."""
+        told = traceback.format_exc()
+        end = told if len(told) <= _SHOWN else f"...{told[-_SHOWN:]}"
+        print(end, file=sys.stderr)
+        if self.file is not None:
+            with self.file.with_suffix(".errors").open("a", encoding="utf-8") as file:
+                file.write(f"== {name}\n{told}\n")
 
     def _machine(self) -> dict[str, Any]:
         from diffusiongemma.cli import machine
