@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--seed", "3", "--max-new-tokens", "20", "--max-denoising-steps", "4"]
+ENDLESS = ["--max-denoising-steps", str(10**9)]  # the first canvas outlasts whoever watches it
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(ROOT / "src"),
     "PYTHONUNBUFFERED": "",  # as usual, output is written when it is flushed

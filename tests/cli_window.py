@@ -9,6 +9,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pyte
 
@@ -19,10 +20,19 @@ _TAKE = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     "os.execv(sys.argv[1], sys.argv[1:])"
 )
+_HELD = [*COMMAND[:-2], str(Path(__file__).with_name("cli_held.py"))]
 
 
 class Window:
     """A program at a terminal of its own.
+
+    Args:
+        words: of the command.
+        columns: of the terminal.
+        lines: of the terminal.
+        stdout: a descriptor to write to in place of the terminal.
+        variables: of the environment, beside the usual ones.
+        held: answers stand still, and go on as `step_until` and `let_go` say.
 
     Attributes:
         screen: what is seen, and what was scrolled away.
@@ -36,6 +46,7 @@ class Window:
         lines: int = 16,
         stdout: int | None = None,
         variables: Mapping[str, str] | None = None,
+        held: bool = False,
     ) -> None:
         self.screen = pyte.HistoryScreen(columns, lines, history=1000)
         self.raw = b""
@@ -43,16 +54,23 @@ class Window:
         self._stream = pyte.ByteStream(self.screen)
         self._master, slave = os.openpty()
         self.resize(columns, lines)
+        self._steps, let, self._let = 0, None, None
+        if held:
+            let, self._let = os.pipe()
+        command = COMMAND if let is None else [*_HELD, str(let)]
         kept = {name: value for name, value in ENVIRONMENT.items() if name != "NO_COLOR"}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _TAKE, *COMMAND, *map(str, words)],
+            [sys.executable, "-c", _TAKE, *command, *map(str, words)],
             stdin=slave,
             stdout=slave if stdout is None else stdout,
             stderr=slave,
             env=kept | {"TERM": "xterm-256color"} | dict(variables or {}),
             start_new_session=True,
+            pass_fds=() if let is None else (let,),
         )
         os.close(slave)
+        if let is not None:
+            os.close(let)
 
     def type(self, keys: str) -> None:
         """Press keys."""
@@ -74,6 +92,22 @@ class Window:
                 assert there(), f"ended without: {seen}\n{self.text}"
                 return
 
+    def step_until(self, seen: str) -> None:
+        """Have an answer go on until something is to be seen, and stand still there."""
+        assert self._let is not None, "the program is not held"
+        while True:
+            self.until(lambda: self.screen.title == f"held at {self._steps}")
+            if seen in self.text:
+                return
+            os.write(self._let, b".")
+            self._steps += 1
+
+    def let_go(self) -> None:
+        """Hold the program no longer."""
+        if self._let is not None:
+            os.close(self._let)
+        self._let = None
+
     def asks(self) -> bool:
         """Whether the program has answered the last keys, and waits at its prompt."""
         here = self.screen.cursor
@@ -82,8 +116,10 @@ class Window:
 
     def close(self) -> int:
         """Watch to the end; gives the exit code."""
+        self.let_go()
+        end = time.monotonic() + 60
         while self._read():
-            pass
+            assert time.monotonic() < end, f"it does not end:\n{self.text}"
         os.close(self._master)
         return self.process.wait(timeout=60)
 

@@ -16,7 +16,7 @@ import pyte
 import pytest
 
 import diffusiongemma as dg
-from cli_help import COMMAND, ENVIRONMENT, QUICK
+from cli_help import COMMAND, ENDLESS, ENVIRONMENT, QUICK
 from cli_window import Window
 from diffusiongemma.cli import canvas
 from diffusiongemma.cli.screen import Screen, printable
@@ -323,7 +323,7 @@ def test_only_the_answer_goes_into_a_pipe(words: Path, tmp_path: Path) -> None:
 
 
 def test_an_answer_is_drafted_in_place_until_ctrl_c(words: Path) -> None:
-    window = Window("-m", words, "hello", "--max-denoising-steps", 100_000)
+    window = Window("-m", words, "hello", *ENDLESS)
     window.until("canvas 1, step")
     assert not window.echoes and b"\x1b[38;5;" in window.raw
     window.type("these keys are not shown")

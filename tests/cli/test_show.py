@@ -1,9 +1,12 @@
 """An answer that grows: thought, text, calls and ids, as they reach a terminal."""
 
+import contextlib
+import itertools
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,6 +55,16 @@ def events(gemma: dg.Gemma, canvases: list[str]) -> Iterator[dg.Committed | dg.F
     )
 
 
+@contextlib.contextmanager
+def at_a_terminal() -> Iterator[pytest.MonkeyPatch]:
+    """What is written is taken to go to a terminal."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffusiongemma.cli.screen._is_terminal", lambda stream: True)
+        patch.setenv("TERM", "xterm")
+        patch.delenv("NO_COLOR", raising=False)
+        yield patch
+
+
 def shown(
     gemma: dg.Gemma,
     capsys: pytest.CaptureFixture[str],
@@ -60,10 +73,7 @@ def shown(
     ids: bool = False,
 ) -> list[str]:
     """What has been printed after each canvas, and after the end."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diffusiongemma.cli.screen._is_terminal", lambda stream: True)
-        patch.setenv("TERM", "xterm")
-        patch.delenv("NO_COLOR", raising=False)
+    with at_a_terminal():
         show = Show(gemma, speaks_ids=ids, think=think, live=True)
         seen = [""]
 
@@ -108,3 +118,17 @@ def test_a_call_that_was_none_is_not_lost(
 
 def test_ids_are_words_of_their_own(gemma: dg.Gemma, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown(gemma, capsys, "ab", "c", ids=True)[-1] == "129 130 131\n"
+
+
+def test_it_is_drawn_thirty_times_a_second_at_most(
+    gemma: dg.Gemma, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a clock that goes on by 10 ms a step."""
+    steps = {"seed": 1, "max_new_tokens": 1, "max_denoising_steps": 12}
+    clock = SimpleNamespace(monotonic=itertools.count(5.0, 0.010).__next__)
+    with at_a_terminal() as patch:
+        patch.setattr("diffusiongemma.cli.show.time", clock)
+        show = Show(gemma, speaks_ids=False, think=False, live=True)
+        show.follow(gemma.stream("hello", **steps))
+    drawn = re.findall(r"canvas 1, step (\d+), mean", capsys.readouterr().out)
+    assert drawn == ["1", "5", "9"]

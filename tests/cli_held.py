@@ -1,0 +1,45 @@
+"""The command, held by a test: an answer goes on by one event for each byte of a pipe.
+
+Whatever is on the screen stays there until the test has seen it, on the fastest machine and on the
+busiest. The window's title tells how many bytes there were; it takes the same way as what is drawn,
+so whoever reads it has seen all that was drawn before. Once the pipe is closed, nothing is held.
+
+    python cli_held.py DESCRIPTOR WORD...
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+
+from diffusiongemma.cli import show
+from diffusiongemma.cli.main import main
+from diffusiongemma.engine.events import Event
+
+LET = int(sys.argv.pop(1))
+bytes_read = 0
+
+
+def held(events: Iterator[Event]) -> Iterator[Event]:
+    """The same events, each when it may come."""
+    global bytes_read
+    try:
+        while True:
+            title(f"held at {bytes_read}")
+            bytes_read += len(os.read(LET, 1))
+            event = next(events, None)
+            if event is None:
+                return
+            yield event
+    finally:
+        title("not held")
+
+
+def title(text: str) -> None:
+    """Write it on the window's frame."""
+    os.write(2, f"\x1b]2;{text}\x07".encode())
+
+
+follow = show.Show.follow
+show.Show.follow = lambda self, events: follow(self, held(events))
+show.PACE = 0.0  # every step is drawn, however fast they come
+sys.exit(main())
