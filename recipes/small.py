@@ -206,7 +206,7 @@ def main() -> None:
         model,
         chat=chat,
         sampler=SAMPLER,
-        eos=frozenset(ids.eos_token_id),
+        eos=chat.marks.ends,
         banned=[MARKS.index(mark) for mark in MARKS if "image" in mark],
         device=choose("cpu", "float32", "float32"),
         folder=given.folder,

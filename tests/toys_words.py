@@ -2,7 +2,8 @@
 
 The tokenizer is byte-level with the names of Gemma 4's marks and no merges, so that every text has
 a place and every id is easy to say. The template is written from the published description of the
-format, in our own words; it is no copy of the one that ships with the model.
+format, in our own words; it is no copy of the one that ships with the model. Like that one, it ends
+the prompt within a thought where the model goes on thinking about a tool's answer.
 """
 
 import json
@@ -103,6 +104,8 @@ TEMPLATE = """\
 {%- if add_generation_prompt and not ns.open -%}
   {{ '<|turn>model\\n' }}
   {%- if not enable_thinking %}<|channel>thought{{ '\\n' }}<channel|>{% endif -%}
+{%- elif add_generation_prompt and enable_thinking and messages[-1].role == 'tool' -%}
+  {{ '<|channel>thought\\n' }}
 {%- endif -%}
 """
 

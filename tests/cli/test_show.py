@@ -12,6 +12,8 @@ import pytest
 
 import diffusiongemma as dg
 from diffusiongemma.cli.show import Show
+from diffusiongemma.dialog.marks import Opening
+from diffusiongemma.dialog.reply import ReplyStream
 from toys_words import FIRST_BYTE, MARKS
 
 MARK = {name: number for number, name in enumerate(MARKS)}
@@ -30,26 +32,25 @@ def ids(text: str) -> list[int]:
     return found
 
 
-def events(gemma: dg.Gemma, canvases: list[str]) -> Iterator[dg.Committed | dg.Finished]:
+def events(
+    gemma: dg.Gemma, canvases: list[str], opening: Opening | None
+) -> Iterator[dg.Committed | dg.Finished]:
     """What the door would tell of these canvases."""
-    from diffusiongemma.engine.spoken import Spoken
-
     assert gemma.chat is not None
-    spoken, tokens = Spoken(gemma.chat.tokenizer), []
+    stream, tokens = ReplyStream(gemma.chat.marks, opening=opening), []
     for number, canvas in enumerate(canvases):
         new = ids(canvas)
         tokens += new
         last = number == len(canvases) - 1
-        text = spoken.push(new) + (spoken.finish() if last else "")
-        yield dg.Committed(canvas=number, tokens=tuple(new), text=text)
-    parsed = gemma.chat.parse(tokens)
+        said = stream.push(new, final=last)
+        yield dg.Committed(canvas=number, tokens=tuple(new), text=said.text, thought=said.thought)
     reply = gemma.generate("hi", seed=1, max_new_tokens=1, max_denoising_steps=1)
     yield dg.Finished(
         reply=replace(
             reply,
-            text=parsed.text,
-            thought=parsed.thought,
-            tool_calls=tuple(parsed.tool_calls),
+            text=stream.text,
+            thought=stream.thought,
+            tool_calls=tuple(stream.tool_calls),
             tokens=tuple(tokens),
         )
     )
@@ -71,6 +72,7 @@ def shown(
     *canvases: str,
     think: bool = True,
     ids: bool = False,
+    opening: Opening | None = None,
 ) -> list[str]:
     """What has been printed after each canvas, and after the end."""
     with at_a_terminal():
@@ -78,7 +80,7 @@ def shown(
         seen = [""]
 
         def watched() -> Iterator[dg.Committed | dg.Finished]:
-            for event in events(gemma, list(canvases)):
+            for event in events(gemma, list(canvases), opening):
                 yield event
                 seen.append(seen[-1] + capsys.readouterr().out)
 
@@ -100,6 +102,17 @@ def test_a_thought_is_dimmed_and_comes_first(
     assert shown(gemma, capsys, *canvases, think=False)[-1] == "It is blue.\n"
 
 
+def test_a_thought_that_the_prompt_began_is_dimmed_too(
+    gemma: dg.Gemma, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gemma.chat is not None
+    opening = gemma.chat.marks.opening(ids("<turn|>\n<|channel>thought\n"))
+    canvases = ("let me", " see\n<channel|>It is ", "blue.")
+    seen = shown(gemma, capsys, *canvases, opening=opening)
+    assert seen[-1] == "\x1b[2mlet me\x1b[22m\x1b[2m see\x1b[22m\nIt is blue.\n"
+    assert shown(gemma, capsys, *canvases, opening=opening, think=False)[-1] == "It is blue.\n"
+
+
 def test_calls_are_lines_of_json(gemma: dg.Gemma, capsys: pytest.CaptureFixture[str]) -> None:
     call = '<|tool_call>call:now{zone:<|"|>CET<|"|>}<tool_call|>'
     seen = shown(gemma, capsys, "One moment.", call)
@@ -113,7 +126,7 @@ def test_a_call_that_was_none_is_not_lost(
 ) -> None:
     assert shown(gemma, capsys, "Well, ", "<|tool_call>oops")[-1] == "Well, oops\n"
     seen = shown(gemma, capsys, "Well, ", "<|tool_call>oops<tool_call|> so", " it is")
-    assert seen[-1].endswith("\nWell, oops so it is\n")
+    assert seen[-1] == "Well, oops so it is\n"
 
 
 def test_ids_are_words_of_their_own(gemma: dg.Gemma, capsys: pytest.CaptureFixture[str]) -> None:

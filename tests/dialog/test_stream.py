@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 import tokenizers
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models
 
 from diffusiongemma.core.errors import OptionError
-from diffusiongemma.dialog.stream import TextStream
+from diffusiongemma.dialog.stream import TextStream, stop_strings
 from diffusiongemma.dialog.tokenizer import Tokenizer
 
 
@@ -118,10 +119,16 @@ def test_control_tokens_can_be_shown(tokenizer: Tokenizer, marks: dict[str, int]
     assert TextStream(tokenizer, special=True).push(ids) == "<|channel>a"
 
 
-@pytest.mark.parametrize("stop", ["END", [""], ["a", ""]])
-def test_bad_stop(tokenizer: Tokenizer, stop: list[str]) -> None:
-    with pytest.raises(OptionError, match="stop must be a list of texts, none of them empty, got"):
-        TextStream(tokenizer, stop)
+def test_no_stop_one_or_several() -> None:
+    assert stop_strings(None) == stop_strings([]) == ()
+    assert stop_strings("END") == stop_strings(("END",)) == ("END",)
+
+
+@pytest.mark.parametrize("stop", ["", [""], ["a", ""], 5, ["a", 5], b"END", [["a"]], {"a": "b"}])
+def test_bad_stop(stop: Any) -> None:
+    match = "stop must be a text or a list of texts, none of them empty, got"
+    with pytest.raises(OptionError, match=match):
+        stop_strings(stop)
 
 
 def test_a_long_text_one_by_one_costs_no_square(tokenizer: Tokenizer) -> None:

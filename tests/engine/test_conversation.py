@@ -263,7 +263,8 @@ def test_thoughts_and_calls_go_into_the_history(gemma: dg.Gemma) -> None:
         ({"cnavas_length": 8}, OptionError, "did you mean 'canvas_length'"),
         ({"seed": 1}, OptionError, "seeds belong to a turn"),
         ({"images": ["x.png"]}, OptionError, "belong to a turn"),
-        ({"stop": [""]}, OptionError, "stop must be a list"),
+        ({"stop": 5}, OptionError, "stop must be a text or a list of texts, .*got 5"),
+        ({"stop": [""]}, OptionError, "stop must be a text or a list"),
     ],
 )
 def test_options_are_refused_at_once(gemma: dg.Gemma, options, error, message: str) -> None:

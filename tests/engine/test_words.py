@@ -3,23 +3,18 @@
 The network runs as always; a shaper on its logits makes the wanted token certain at each place.
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 import diffusiongemma as dg
 from diffusiongemma.core.errors import CheckpointError, InputError, OptionError
-from diffusiongemma.dialog.reply import parse
-from diffusiongemma.dialog.tokenizer import Tokenizer
 from diffusiongemma.engine.gemma import Gemma
-from diffusiongemma.engine.spoken import Spoken
-from toys_words import FIRST_BYTE
 
 CANVAS = 16
 NAMES = ("config.json", "generation_config.json")
@@ -37,30 +32,34 @@ class Dictation:
         return logits_LV.scatter_add(1, wanted[:, None], torch.full((CANVAS, 1), 1e4))
 
 
-def dictated(gemma: Gemma, text: str, **options) -> tuple[dg.Reply, list]:
-    """The reply of a network that is made to write `text`, and its events."""
+@contextlib.contextmanager
+def dictating(gemma: Gemma, text: str) -> Iterator[Dictation]:
+    """Have the network write `text`."""
     assert gemma.chat is not None
     usual, eos = gemma._ban, gemma.chat.tokenizer.id("<turn|>")
-    gemma._ban = dictation = Dictation(gemma.chat.tokenizer.encode(text), eos)
-    events = []
+    assert eos is not None
+    gemma._ban = dictation = Dictation(gemma.chat.tokenizer.encode(text), eos)  # type: ignore
     try:
-        for event in gemma.stream("hello", seed=1, **options):
+        yield dictation
+    finally:
+        gemma._ban = usual
+
+
+def dictated(gemma: Gemma, text: str, prompt="hello", **options) -> tuple[dg.Reply, list]:
+    """The reply of a network that is made to write `text`, and its events."""
+    events = []
+    with dictating(gemma, text) as dictation:
+        for event in gemma.stream(prompt, seed=1, **options):
             events.append(event)
             if isinstance(event, dg.Committed):
                 dictation.canvas += 1
-    finally:
-        gemma._ban = usual
     return events[-1].reply, events
 
 
-@pytest.fixture(autouse=True)
-def ends_with_turn(speaks_words: Gemma) -> Iterator[None]:
-    """As the released checkpoint, end at the end of a turn."""
-    assert speaks_words.chat is not None
-    before = speaks_words.eos
-    speaks_words.eos = before | {speaks_words.chat.tokenizer.id("<turn|>")}
-    yield
-    speaks_words.eos = before
+def streamed(events: list) -> tuple[str, str]:
+    """Text and thought as they came."""
+    commits = [event for event in events if isinstance(event, dg.Committed)]
+    return "".join(one.text for one in commits), "".join(one.thought for one in commits)
 
 
 def test_an_answer_over_several_canvases(speaks_words: Gemma) -> None:
@@ -83,6 +82,100 @@ def test_a_thought_is_split_from_the_answer(speaks_words: Gemma) -> None:
 def test_a_thought_without_its_closing_mark(speaks_words: Gemma) -> None:
     reply, _ = dictated(speaks_words, "<|channel>thought\nhm, and then", think=True)
     assert reply.thought == "hm, and then" and reply.text == ""
+
+
+ASKED = [
+    {"role": "user", "content": "How long is it?"},
+    {
+        "role": "assistant",
+        "tool_calls": [{"function": {"name": "size", "arguments": {}}}],
+    },
+]
+ANSWER = {"role": "tool", "name": "size", "content": "212"}
+BEGUN = "212, so bytes.\n<channel|>It has 212 bytes."
+
+
+def test_a_reply_that_begins_within_a_thought(speaks_words: Gemma) -> None:
+    """Where the template ends the prompt so: after a tool's answer."""
+    reply, events = dictated(speaks_words, BEGUN, [*ASKED, ANSWER], think=True)
+    assert (reply.thought, reply.text) == ("212, so bytes.", "It has 212 bytes.")
+    assert streamed(events) == ("It has 212 bytes.", "212, so bytes.")
+    assert "".join(text for text, _ in reply.pieces) == reply.text
+    reply, events = dictated(speaks_words, BEGUN, [*ASKED, ANSWER], think=True, stop="bytes.")
+    assert (reply.thought, reply.text) == ("212, so bytes.", "It has 212 ")
+    assert streamed(events) == ("It has 212 ", "212, so bytes.")
+    reply, _ = dictated(speaks_words, "so it ends", [*ASKED, ANSWER], think=False)
+    assert (reply.thought, reply.text) == (None, "so it ends")
+
+
+def test_ids_that_end_within_a_thought(speaks_words: Gemma) -> None:
+    assert speaks_words.chat is not None
+    ids = speaks_words.chat.tokenizer.encode("<|turn>model\n<|channel>thought\n")
+    reply, _ = dictated(speaks_words, BEGUN, ids)
+    assert (reply.thought, reply.text) == ("212, so bytes.", "It has 212 bytes.")
+
+
+def test_many_that_begin_within_a_thought(speaks_words: Gemma) -> None:
+    with dictating(speaks_words, "so\n<channel|>It is 7."):
+        prompts = ["hello", [*ASKED, ANSWER]]
+        plain, begun = speaks_words.generate_many(prompts, seed=1, think=True)
+    assert (plain.thought, plain.text) == (None, "so\nIt is 7.")
+    assert (begun.thought, begun.text) == ("so", "It is 7.")
+
+
+def test_a_conversation_keeps_such_a_thought_as_one(speaks_words: Gemma) -> None:
+    talk = speaks_words.converse(think=True)
+    talk.messages += ASKED
+    with dictating(speaks_words, "so\n<channel|>It is 7."):
+        talk.generate([ANSWER], seed=1)
+    answer = {"role": "assistant", "content": "It is 7.", "reasoning_content": "so"}
+    assert talk.messages == [*ASKED, ANSWER, answer]
+
+
+def test_a_conversation_that_is_left_keeps_such_a_thought_as_one(speaks_words: Gemma) -> None:
+    talk = speaks_words.converse(think=True)
+    talk.messages += ASKED
+    with dictating(speaks_words, "so\n<channel|>Well, and on and on and on") as dictation:
+        turn = talk.stream([ANSWER], seed=1)
+        for event in turn:
+            if isinstance(event, dg.Committed):
+                break
+        turn.close()
+    assert dictation.canvas == 0
+    answer = {"role": "assistant", "content": "Well, and on", "reasoning_content": "so"}
+    assert talk.messages == [*ASKED, ANSWER, answer]
+
+
+def test_a_traced_thought_comes_back(speaks_words: Gemma, tmp_path) -> None:
+    from diffusiongemma.engine import trace, trace_file
+
+    with dictating(speaks_words, "so\n<channel|>It is 7."):
+        made = trace.record(speaks_words, [*ASKED, ANSWER], seed=1, think=True)
+    again = trace_file.read(trace_file.write(made, tmp_path / "run.jsonl"))
+    assert again == made and again.finished.reply.thought == "so"
+    assert streamed(list(again.events)) == ("It is 7.", "so")
+
+
+@pytest.mark.parametrize("files", [None, 1, [1, 5], [40]])
+def test_marks_end_an_answer_whatever_the_files_say(words_folder, tmp_path, files) -> None:
+    folder = shutil.copytree(words_folder, tmp_path / "other")
+    for name in NAMES:
+        said = json.loads((folder / name).read_text())
+        said.pop("eos_token_id", None)
+        said.get("text_config", {}).pop("eos_token_id", None)
+        (folder / name).write_text(json.dumps(said if files is None else said | {
+            "eos_token_id": files
+        }))  # fmt: skip
+    gemma = dg.load(folder)
+    made_up = "<|tool_response>response:f{b:2}<tool_response|>made up"
+    for said, text, calls in [
+        (f"<|tool_call>call:f{{a:1}}<tool_call|>{made_up}", "", 1),
+        ("Hello.<turn|>\n<|turn>user\nand on it goes", "Hello.", 0),
+        ("Hello.<eos>and on", "Hello.", 0),
+    ]:
+        reply, events = dictated(gemma, said)
+        assert streamed(events) == (text, "") and reply.text == text
+        assert len(reply.tool_calls) == calls and reply.finish_reason == "stop"
 
 
 def test_a_tool_call_is_parsed(speaks_words: Gemma) -> None:
@@ -127,23 +220,6 @@ def test_a_stopped_row_is_not_drafted_any_further(speaks_words: Gemma, monkeypat
     calls.clear()
     (reply,) = speaks_words.generate_many(["hello"], stop=first, **options)
     assert reply.finish_reason == "stop" and len(calls) == sum(reply.stats.steps)
-
-
-@given(st.lists(st.integers(0, 299) | st.sampled_from([7, 8]), max_size=60))
-@example([FIRST_BYTE + 0xE2, 8, FIRST_BYTE + 0xBE, FIRST_BYTE + 0xA4])  # a mark inside a character
-@settings(max_examples=200, deadline=None)
-def test_the_stream_and_the_reply_say_the_same(words_folder, ids: list[int]) -> None:
-    """Any tokens, marks in the middle of a character too; malformed tool calls aside."""
-    tokenizer = Tokenizer.from_folder(words_folder)
-    assert tokenizer is not None
-    calls = {tokenizer.id("<|tool_call>"), tokenizer.id("<tool_call|>")}
-    ends = {tokenizer.id("<turn|>"), tokenizer.id("<|tool_response>")}
-    ids = [number for number in ids if number not in calls | ends]
-    spoken = Spoken(tokenizer)
-    for place in range(0, len(ids), 7):
-        spoken.push(ids[place : place + 7])
-    spoken.finish()
-    assert spoken.text == parse(ids, tokenizer).text
 
 
 def test_a_character_across_two_canvases_comes_whole(speaks_words: Gemma) -> None:
@@ -219,7 +295,7 @@ def test_long_prompts_are_read_in_chunks_around_images(speaks_words: Gemma, monk
             OptionError,
             "70, 140, 280",
         ),
-        ("hi", {"stop": ["word", ""]}, OptionError, "stop must be a list"),
+        ("hi", {"stop": ["word", ""]}, OptionError, "stop must be a text or a list"),
     ],
 )
 def test_bad_requests_say_what_got_do(speaks_words, prompt, options, error, message: str) -> None:

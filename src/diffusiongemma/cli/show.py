@@ -33,7 +33,6 @@ class Show:
         self._live = live and self._screen.shows_answer
         self._look = canvas.Look.here(colour=self._screen.colour)
         self._next = 0.0  # when the canvas may be drawn again
-        self._tokens: list[int] = []
         self._thought = self._said = ""
 
     def follow(self, events: Iterator[Event]) -> Reply:
@@ -63,7 +62,6 @@ class Show:
         if not self._live:
             print("\n".join([text, *calls] if text or not calls else calls))
         else:
-            self._say(self._rest(text))
             self._screen.end_line()
             self._screen.say("".join(f"{call}\n" for call in calls))
         if reply.stats.loop:
@@ -73,13 +71,6 @@ class Show:
             )
         if self._screen.shows_status:
             self._screen.note(reply.summary)
-
-    def _rest(self, text: str) -> str:
-        """What of the whole text was not said yet."""
-        if text.startswith(self._said):
-            return text.removeprefix(self._said)
-        # What looked like a tool's call while it came in was none, and its words belong here.
-        return f"\n{text}" if text else ""
 
     def _refined(self, event: Refined) -> None:
         if not (self._live and self._screen.shows_canvas):
@@ -103,14 +94,15 @@ class Show:
         self._screen.draw(lines, _status(event))
 
     def _committed(self, event: Committed) -> None:
-        self._tokens += event.tokens
         if not self._live:
             return
         if self._speaks_ids:
             gap = " " if self._said and event.tokens else ""
             self._say(gap + " ".join(map(str, event.tokens)))
             return
-        self._show_thought()
+        if self._think and not self._said:
+            self._screen.say(event.thought, dim=True)
+            self._thought += event.thought
         self._say(event.text)
 
     def _say(self, text: str) -> None:
@@ -118,15 +110,6 @@ class Show:
             self._screen.end_line()
         self._screen.say(text)
         self._said += text
-
-    def _show_thought(self) -> None:
-        if not self._think or self._gemma.chat is None or self._said:
-            return
-        thought = self._gemma.chat.parse(self._tokens).thought or ""
-        thought = thought.rstrip("\N{REPLACEMENT CHARACTER}")  # half a character, perhaps
-        if thought.startswith(self._thought):
-            self._screen.say(thought.removeprefix(self._thought), dim=True)
-            self._thought = thought
 
 
 def document(reply: Reply, gemma: Gemma, model: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from diffusiongemma.core.errors import InputError
 from diffusiongemma.dialog import guard as guards
+from diffusiongemma.dialog.marks import Marks, Opening
 from diffusiongemma.dialog.messages import Media, flatten, plain
 from diffusiongemma.dialog.reply import Parsed, parse
 from diffusiongemma.dialog.settings import ImageSettings
@@ -28,7 +29,7 @@ class SpecialIds:
         image_token_id: the placeholder of one soft token; None: the model takes no images.
         boi_token_id: before the soft tokens of an image.
         eoi_token_id: after them.
-        eos_token_id: ids that end a reply.
+        eos_token_id: ids that end a reply, beside the marks that always do.
     """
 
     image_token_id: int | None = None
@@ -60,6 +61,9 @@ class Chat:
         template: its chat template, or None.
         names: special tokens by the names that templates use.
         settings: how images are cut.
+
+    Attributes:
+        marks: what begins and ends where in a reply.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Chat:
     ) -> None:
         self.tokenizer = tokenizer
         self.ids = ids
+        self.marks = Marks(tokenizer, ids.eos_token_id)
         self.template = template
         self.names = names or {}
         self.settings = settings or ImageSettings()
@@ -154,9 +159,14 @@ class Chat:
         images = [picture for views in shown for _, picture in views]
         return Prompt(self._spread(ids, images), images)
 
-    def parse(self, ids: Iterable[int]) -> Parsed:
-        """What a reply says: thought, text, tool calls. Read up to the first end token."""
-        return parse(ids, self.tokenizer, self.ids.eos_token_id)
+    def parse(self, ids: Iterable[int], opening: Opening | None = None) -> Parsed:
+        """What a reply says: thought, text, tool calls. Read up to the first end token.
+
+        Args:
+            ids: its tokens.
+            opening: where it begins; `marks.opening` tells that of a prompt's ids.
+        """
+        return parse(ids, self.marks, opening)
 
     def _write(self, turns: list[dict[str, Any]], tools: Any, think: bool) -> str:
         if self.template is None:

@@ -5,12 +5,30 @@ the start of a stop string. Does not know canvases, requests or channels: it is 
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from diffusiongemma.core.errors import OptionError
 from diffusiongemma.dialog.tokenizer import Tokenizer
 
 _HALF = "\N{REPLACEMENT CHARACTER}"  # how an unfinished character decodes
 _OVERLAP = 32  # tokens decoded again as left context; decoders trim at the start of a text
+
+
+def stop_strings(stop: Any) -> tuple[str, ...]:
+    """Stop strings as a user gives them: none, one, or several.
+
+    Raises:
+        OptionError: something else, or an empty one.
+    """
+    if stop is None:
+        return ()
+    given = (stop,) if isinstance(stop, str) else stop
+    texts = isinstance(given, list | tuple | set | frozenset)
+    if not texts or not all(isinstance(one, str) and one for one in given):
+        raise OptionError(
+            f"stop must be a text or a list of texts, none of them empty, got {stop!r:.80}"
+        )
+    return tuple(given)
 
 
 class TextStream:
@@ -32,11 +50,9 @@ class TextStream:
     def __init__(
         self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, special: bool = False
     ) -> None:
-        if isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop):
-            raise OptionError(f"stop must be a list of texts, none of them empty, got {stop!r}")
         self.stopped: str | None = None
         self._tokenizer = tokenizer
-        self._stop = tuple(stop)
+        self._stop = stop_strings(stop)
         self._special = special
         self._ids: list[int] = []
         self._start = 0  # the window that is decoded begins here

@@ -19,6 +19,7 @@ import torch
 from diffusiongemma.core.errors import InputError
 from diffusiongemma.core.patches import Patches
 from diffusiongemma.dialog.chat import Chat
+from diffusiongemma.dialog.reply import ReplyStream
 from diffusiongemma.engine.events import Committed, Event, Finished
 from diffusiongemma.engine.prompt import Messages, Text
 from diffusiongemma.engine.quick import Quick
@@ -153,7 +154,7 @@ class Conversation:
                 yield event
         except (GeneratorExit, KeyboardInterrupt):
             if answer is None and request.spoken.text.strip():
-                answer = {"role": "assistant", "content": request.spoken.text}
+                answer = _answered(request.spoken)
                 self.messages += [*said, answer]
             raise
         finally:
@@ -218,7 +219,7 @@ def _messages(prompt: Any, images: Any) -> list[Mapping[str, Any]]:
     return list(prompt)
 
 
-def _answered(reply: Reply) -> Mapping[str, Any]:
+def _answered(reply: Reply | ReplyStream) -> Mapping[str, Any]:
     """A reply as a message. Whether the template writes thoughts of the past is its business."""
     message: dict[str, Any] = {"role": "assistant", "content": reply.text}
     if reply.thought is not None:

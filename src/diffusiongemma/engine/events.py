@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from diffusiongemma.dialog.reply import Said
 from diffusiongemma.diffusion.loop import Commit, DraftStep
 from diffusiongemma.engine.reply import Reply
 
@@ -40,14 +41,16 @@ class Committed:
     Attributes:
         canvas: its index.
         tokens: what joins the answer.
-        text: the text that is final now. It may lag behind the tokens by an incomplete character
-            or a possible beginning of a stop string; thoughts and tool calls are left out, also a
-            call that turns out to be malformed, whose words the reply keeps.
+        text: the text that is final now. It may lag behind the tokens by an incomplete character,
+            a possible beginning of a stop string, or a call of a tool, whose words are text if it
+            turns out to be none. The texts of all canvases are, joined, the reply's.
+        thought: words of the thought that are final now; joined, the reply's thought.
     """
 
     canvas: int
     tokens: tuple[int, ...]
     text: str
+    thought: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +79,8 @@ def refined(seen: DraftStep) -> Refined:
     )
 
 
-def committed(commit: Commit, text: str) -> Committed:
+def committed(commit: Commit, said: Said) -> Committed:
     """The event of a finished canvas."""
-    return Committed(canvas=commit.canvas, tokens=commit.tokens, text=text)
+    return Committed(
+        canvas=commit.canvas, tokens=commit.tokens, text=said.text, thought=said.thought
+    )

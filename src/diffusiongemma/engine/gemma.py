@@ -20,6 +20,8 @@ from diffusiongemma.core.device import Device
 from diffusiongemma.core.errors import InputError, OptionError
 from diffusiongemma.core.patches import Patches
 from diffusiongemma.dialog.chat import Chat
+from diffusiongemma.dialog.reply import ReplyStream
+from diffusiongemma.dialog.stream import stop_strings
 from diffusiongemma.diffusion.accept import AcceptRule
 from diffusiongemma.diffusion.config import SamplerConfig
 from diffusiongemma.diffusion.loop import Commit, DraftStep, Recipe
@@ -38,7 +40,6 @@ from diffusiongemma.engine.request import (
     encode,
     tell,
 )
-from diffusiongemma.engine.spoken import Spoken
 from diffusiongemma.kernels.readout import BANNED, Ask
 from diffusiongemma.model.model import DiffusionGemma, Inputs
 
@@ -118,7 +119,7 @@ class Gemma:
         prompt: Text | Messages | Ids,
         *,
         seed: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         rule: AcceptRule | None = None,
         **options: Any,
     ) -> Reply:
@@ -147,7 +148,7 @@ class Gemma:
         prompt: Text | Messages | Ids,
         *,
         seed: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         rule: AcceptRule | None = None,
         **options: Any,
     ) -> Iterator[Event]:
@@ -173,7 +174,7 @@ class Gemma:
         `step.replace(canvas)` has the next step see another canvas. Arguments as in `generate`,
         and `ask`, which has readouts report more (see `kernels.readout.Ask`).
         """
-        request = self._request(prompt, seed, (), rule, ask, options)
+        request = self._request(prompt, seed, None, rule, ask, options)
         items = self._draft(request, embed(self.model, request))
         return (item for item in items if isinstance(item, DraftStep))
 
@@ -191,7 +192,7 @@ class Gemma:
             raise InputError("a conversation needs words, and this checkpoint has no tokenizer")
         if "images" in options or "seed" in options:
             raise OptionError("images and seeds belong to a turn; give them to its generate")
-        usual = {"stop": (), "rule": None} | options
+        usual = {"stop": None, "rule": None} | options
         given = {name: value for name, value in options.items() if name not in ("stop", "rule")}
         self._request("?", None, usual["stop"], usual["rule"], None, given)  # refused now, or never
         return Conversation(self._quick, self.chat, self._request, usual)
@@ -201,7 +202,7 @@ class Gemma:
         prompts: Sequence[Text | Messages | Ids],
         *,
         seed: int | Sequence[int] | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         rule: AcceptRule | None = None,
         **options: Any,
     ) -> list[Reply]:
@@ -232,7 +233,7 @@ class Gemma:
             for row, item in answer_many(self._quick, inputs, recipes, PROMPT_CHUNK, replies):
                 if isinstance(item, Commit):
                     commits[row].append(item)
-                    requests[row].spoken.push(item.tokens)
+                    requests[row].spoken.push(item.tokens, final=item.reason is not None)
                     if item.reason or requests[row].spoken.stopped:
                         replies[row] = conclude(requests[row], commits[row], self.chat)
         return [replies[row] for row in range(len(requests))]
@@ -265,7 +266,7 @@ class Gemma:
         self,
         prompt: Text | Messages | Ids,
         seed: int | None,
-        stop: str | Sequence[str],
+        stop: Any,
         rule: AcceptRule | None,
         ask: Ask | None,
         options: dict[str, Any],
@@ -276,13 +277,14 @@ class Gemma:
         reading["images"] = _several(reading.get("images"))
         sampling = {name: value for name, value in options.items() if name not in reading}
         config = self.sampler.with_options(**sampling)
-        stop = (stop,) if isinstance(stop, str) else stop
+        stop = stop_strings(stop)
         if stop and self.chat is None:
             raise OptionError("stop needs a tokenizer, and this checkpoint has none")
         if rule is not None and not callable(rule):
             raise OptionError(f"a rule must be callable with a Readout, got {rule!r}")
-        spoken = Spoken(None if self.chat is None else self.chat.tokenizer, stop)
         ids, images = read(prompt, Asked(**reading), self.chat, self.model.config)
+        marks = None if self.chat is None else self.chat.marks
+        spoken = ReplyStream(marks, stop, marks.opening(ids) if marks else None)
         recipe = Recipe(
             config=config,
             seed=_seeds(seed, 1)[0],

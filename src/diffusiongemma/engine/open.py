@@ -77,7 +77,7 @@ def load(
         network,
         chat=chat,
         sampler=SamplerConfig.from_generation_config(settings),
-        eos=frozenset(eos),
+        eos=frozenset(eos) if chat is None else chat.marks.ends,
         banned=_placeholders(config, tokenizer),
         device=place,
         folder=folder,
@@ -98,7 +98,9 @@ def _special_ids(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def end_marks(settings: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[int, ...]:
-    """Ids that end an answer: the generation config's, else the config's; null is no answer.
+    """Ids that end an answer by the files: the generation config's, else the config's.
+
+    Where there is a tokenizer they add to the marks that always do, see `dialog.marks`.
 
     Raises:
         CheckpointError: something else than ids stands there.

@@ -12,11 +12,11 @@ import torch
 from diffusiongemma.core.patches import Patches
 from diffusiongemma.dialog.chat import Chat
 from diffusiongemma.dialog.pieces import pieces
+from diffusiongemma.dialog.reply import ReplyStream
 from diffusiongemma.diffusion.loop import Commit, DraftStep, Recipe, answer
 from diffusiongemma.engine.events import Event, Finished, Refined, committed, refined
 from diffusiongemma.engine.quick import Quick, takes
 from diffusiongemma.engine.reply import Reply, stats_of
-from diffusiongemma.engine.spoken import Spoken
 from diffusiongemma.model.context import Context
 from diffusiongemma.model.model import DiffusionGemma, Inputs
 
@@ -38,7 +38,7 @@ class Request:
     ids: list[int]
     images: list[Patches]
     recipe: Recipe
-    spoken: Spoken
+    spoken: ReplyStream
     started: float
 
 
@@ -99,10 +99,9 @@ def tell(
             yield item
             continue
         commits.append(item)
-        text = request.spoken.push(item.tokens)
-        last = bool(item.reason or request.spoken.stopped)
-        yield committed(item, text + (request.spoken.finish() if last else ""))
-        if last:
+        said = request.spoken.push(item.tokens, final=item.reason is not None)
+        yield committed(item, said)
+        if item.reason or request.spoken.stopped:
             break
     yield Finished(reply=conclude(request, commits, chat, reused))
 
@@ -134,14 +133,11 @@ def conclude(
         reused: tokens of the prompt that did not have to be encoded.
     """
     spoken = request.spoken
-    spoken.finish()
     tokens = tuple(token for commit in commits for token in commit.tokens)[: spoken.tokens_kept]
-    parsed = None if chat is None else chat.parse(tokens)
-    text = "" if parsed is None else parsed.text
     return Reply(
-        text=spoken.text if spoken.stopped is not None else text,
-        thought=None if parsed is None else parsed.thought,
-        tool_calls=() if parsed is None else tuple(parsed.tool_calls),
+        text=spoken.text,
+        thought=spoken.thought,
+        tool_calls=tuple(spoken.tool_calls),
         tokens=tokens,
         finish_reason="stop" if spoken.stopped is not None else commits[-1].reason or "stop",
         stats=stats_of(
@@ -152,14 +148,15 @@ def conclude(
             reused=reused,
             seconds=time.perf_counter() - request.started,
         ),
-        pieces=() if chat is None else _pieces(commits, tokens, spoken, chat),
+        pieces=() if chat is None else _pieces(commits, len(tokens), spoken, chat),
     )
 
 
 def _pieces(
-    commits: Sequence[Commit], tokens: Sequence[int], spoken: Spoken, chat: Chat
+    commits: Sequence[Commit], count: int, spoken: ReplyStream, chat: Chat
 ) -> tuple[tuple[str, float], ...]:
+    """The text token by token, as far as the first `count` tokens of the answer make it."""
     doubts = [doubt for commit in commits for doubt in commit.entropy]
-    places = [place for place in spoken.places if place < len(tokens)]
-    texts = pieces(chat.tokenizer, [tokens[place] for place in places])
-    return tuple((text, doubts[place]) for text, place in zip(texts, places, strict=True))
+    said = [(place, number) for place, number in spoken.said if place < count]
+    texts = pieces(chat.tokenizer, [number for _, number in said])
+    return tuple((text, doubts[place]) for text, (place, _) in zip(texts, said, strict=True))

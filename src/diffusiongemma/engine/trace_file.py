@@ -274,7 +274,12 @@ class _Reader:
 
     def _committed(self, line: _Line) -> Committed:
         tokens = self._known(line, line.ids("tokens"))
-        return Committed(canvas=line.count("canvas"), tokens=tokens, text=line.get("text", str))
+        return Committed(
+            canvas=line.count("canvas"),
+            tokens=tokens,
+            text=line.get("text", str),
+            thought=line.get("thought", str, ""),  # traces of before have none
+        )
 
 
 def _about(line: _Line) -> About:
