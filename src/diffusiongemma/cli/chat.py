@@ -6,7 +6,6 @@ the conversation's.
 
 import argparse
 import contextlib
-import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -58,15 +57,8 @@ def run(args: argparse.Namespace) -> int:
     if sys.stdout is None or sys.stdin is None:
         raise InputError("a chat needs a standard input and output, and one of them is closed")
     check_sampling(args.sampling)
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        signal.signal(number, _leave)
     _Session(open_model(args), args).run()
     return 0
-
-
-def _leave(number: int, frame: Any) -> None:
-    """Unwind, so that keys are echoed again."""
-    raise SystemExit(128 + number)
 
 
 SMALL = """

@@ -4,7 +4,7 @@ Knows verbs and exit codes; each verb's module knows its own options and work. M
 torch are imported by the verb that needs them, so that `--help` is quick.
 
 Exit codes: 0 done, 1 a mistake of ours, 2 a mistake in the input or a lack of this machine,
-130 Ctrl-C, 141 whoever read the output went away.
+129 and 143 the system said to end, 130 Ctrl-C, 141 whoever read the output went away.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from diffusiongemma.cli.ending import unwinding
 from diffusiongemma.cli.screen import printable
 from diffusiongemma.core.errors import DiffusionGemmaError
 
@@ -43,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # for letters that its encoding lacks
     try:
         try:
-            code = _dispatch(words)
-        except SystemExit as stop:  # --help and --version
+            with unwinding():
+                code = _dispatch(words)
+        except SystemExit as stop:  # --help, --version, and a signal
             code = int(stop.code or 0)
         if sys.stdout is not None:
             sys.stdout.flush()
