@@ -33,8 +33,8 @@ SORTED := Sort: 31 13 33 11 3 1 30 10
 help: ## List the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/.runtime ## Watch a small model write, here and now
-	@$(PY) examples/demo.py
+demo: $(VENV)/.runtime ## Watch a small model write, here and now; ARGS="--pace 0" for its own speed
+	@$(PY) examples/demo.py $(ARGS)
 
 test: $(VENV)/.test ## Run the tests
 	@echo "running the tests in $(WORKERS) processes"

@@ -1,10 +1,14 @@
 """What `make demo` shows: the small model inside the package, on problems it has never seen.
 
-    python examples/demo.py [SEED]        the seed picks the problems; a new one each time
+    python examples/demo.py [SEED] [--pace SECONDS]
+
+The seed picks the problems; a new one each time. At a terminal, each step is shown for the pace at
+least, or all would be over in a blink; 0 shows how quick it is.
 
 Each line is the likeliest canvas of a step. Kept: samples that stay for the next step; nats: doubt.
 """
 
+import argparse
 import os
 import random
 import sys
@@ -13,6 +17,7 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import diffusiongemma as dg
+from diffusiongemma.cli.watching import PACE, Pace, seconds
 from diffusiongemma.core.device import settle_threads
 from diffusiongemma.evals.task import Problem, problems
 from diffusiongemma.evals.tasks import TASKS
@@ -33,12 +38,13 @@ def shown(gemma: dg.Gemma, event: dg.Refined) -> str:
     return "".join(letters)
 
 
-def watch(gemma: dg.Gemma, problem: Problem, seed: int) -> dg.Reply:
+def watch(gemma: dg.Gemma, problem: Problem, seed: int, pace: Pace) -> dg.Reply:
     """Ask, and show every step."""
     print(f"\n{BOLD}> {problem.prompt}{PLAIN}")
     for event in gemma.stream(problem.prompt, seed=seed):
         match event:
             case dg.Refined():
+                pace.wait()
                 unsure, kept = sum(event.entropy) / len(event.entropy), sum(event.accepted)
                 print(f"  step {event.step:2}  {shown(gemma, event)}  "
                       f"{DIM}kept {kept:2}  {unsure:.2f} nats{PLAIN}")  # fmt: skip
@@ -49,10 +55,14 @@ def watch(gemma: dg.Gemma, problem: Problem, seed: int) -> dg.Reply:
 
 def main() -> None:
     """Draw a problem of each task, watch the answers, sum up."""
-    given = sys.argv[1] if sys.argv[1:] else str(random.randrange(1000))
-    if not given.isdecimal():
-        sys.exit(f"the seed must be a whole number, got '{given}'; see the top of this file")
-    seed = int(given)
+    asked = argparse.ArgumentParser(description="Watch the small model solve held-out problems.")
+    asked.add_argument("seed", nargs="?", type=int, default=random.randrange(1000))
+    usual = PACE if sys.stdout.isatty() else 0.0
+    asked.add_argument("--pace", type=seconds, default=usual, help="seconds of a step, at least")
+    given = asked.parse_args()
+    if given.seed < 0:
+        asked.error(f"a seed is a whole number from 0, got {given.seed}")
+    seed, pace = given.seed, Pace(given.pace)
     gemma = dg.load()
     count = sum(weight.numel() for weight in gemma.model.parameters())
     settle_threads(gemma.device.device, count)
@@ -60,21 +70,21 @@ def main() -> None:
     print(f"Held-out problems, drawn with seed {seed}. Each line is the likeliest canvas of a")
     print("step; kept: samples that stay for the next one; nats: the mean doubt of a position.")
     right = forwards = tokens = 0
-    seconds = 0.0
+    spent = 0.0
     for task in TASKS.values():
         problem = next(problems(task, seed, held=True))
-        reply = watch(gemma, problem, seed)
+        reply = watch(gemma, problem, seed, pace)
         stats, good = reply.stats, task.right(problem, reply.text)
         mark = f"{GREEN}right{PLAIN}" if good else f"{RED}wrong{PLAIN}, it is {problem.answer}"
         print(f"  {BOLD}{reply.text}{PLAIN}   {mark}")
-        pace = f"{stats.tokens_per_forward:.1f} tokens per forward, {stats.tokens_per_second:.0f}"
-        print(f"  {DIM}{sum(stats.steps)} steps, {pace} tokens/s{PLAIN}")
+        speed = f"{stats.tokens_per_forward:.1f} tokens per forward, {stats.tokens_per_second:.0f}"
+        print(f"  {DIM}{sum(stats.steps)} steps, {speed} tokens/s{PLAIN}")
         right += good
         forwards += sum(stats.steps) + len(stats.steps) - 1
         tokens += stats.new_tokens
-        seconds += stats.seconds
-    pace = f"{tokens / forwards:.1f} tokens per forward, {tokens / seconds:.0f} tokens/s"
-    print(f"\n{right} of {len(TASKS)} right, {pace}; over 2,000 problems of each task:")
+        spent += stats.seconds
+    speed = f"{tokens / forwards:.1f} tokens per forward, {tokens / spent:.0f} tokens/s"
+    print(f"\n{right} of {len(TASKS)} right, {speed}; over 2,000 problems of each task:")
     print(gemma.folder / "README.md")
 
 

@@ -41,5 +41,5 @@ def title(text: str) -> None:
 
 follow = show.Show.follow
 show.Show.follow = lambda self, events: follow(self, held(events))
-show.PACE = 0.0  # every step is drawn, however fast they come
+show.FASTEST = 0.0  # every step is drawn, however fast they come
 sys.exit(main())

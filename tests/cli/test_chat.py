@@ -135,6 +135,15 @@ def test_ctrl_c_stops_an_answer_and_then_leaves(opened: Open, endless: Path) -> 
     assert b"Traceback" not in window.raw
 
 
+def test_ctrl_c_does_not_wait_for_the_pace(opened: Open, endless: Path) -> None:
+    window = opened("-m", endless, *LONG, "--pace", 60, "--no-stats")
+    window.until(window.asks)
+    window.type("hello\n")
+    window.until("canvas 1, step 1,")
+    window.type("\x03")
+    window.until("stopped, and not remembered", seconds=50)
+
+
 @pytest.mark.parametrize("size", [(60, 5), (7, 30), (200, 2)])
 def test_a_canvas_larger_than_the_window(opened: Open, words: Path, size: tuple[int, int]) -> None:
     columns, lines = size

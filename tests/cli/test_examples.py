@@ -1,5 +1,6 @@
 """The examples run, and are short."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -31,3 +32,17 @@ def test_an_example(
     monkeypatch.setattr(sys, "argv", [str(file), str(words)])
     runpy.run_path(str(file), run_name="__main__")
     assert SAYS[name] in capsys.readouterr().out
+
+
+def test_the_demo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a pipe it has no pace."""
+    naps = list[float]()
+    monkeypatch.setattr("diffusiongemma.cli.watching.time.sleep", naps.append)
+    file = ROOT / "examples" / "demo.py"
+    monkeypatch.setattr(sys, "argv", [str(file), "3"])
+    runpy.run_path(str(file), run_name="__main__")
+    assert "of 7 right, " in capsys.readouterr().out and naps == []
+    monkeypatch.setattr(sys, "argv", [str(file), "3", "--pace", "0.5"])
+    runpy.run_path(str(file), run_name="__main__")
+    steps = re.findall(r"^  step ", capsys.readouterr().out, re.MULTILINE)
+    assert len(naps) == len(steps) - 1 and 0 < min(naps) <= max(naps) <= 0.5

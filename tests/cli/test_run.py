@@ -12,6 +12,9 @@ import pytest
 
 import diffusiongemma as dg
 from cli_help import COMMAND, ENVIRONMENT, QUICK, Call, edit
+from diffusiongemma.cli.run import parser
+from diffusiongemma.cli.watching import PACE, watching
+from diffusiongemma.engine.open import SHIPPED
 
 OPTIONS = {"seed": 3, "max_new_tokens": 20, "max_denoising_steps": 4}
 
@@ -150,6 +153,17 @@ def test_ids_may_be_asked_for(words: Path, call: Call, gemma: dg.Gemma) -> None:
     expected = gemma.generate([40, 41, 42], **OPTIONS)
     done = call("-m", words, "--ids", "40 41 42", *QUICK)
     assert done.out == " ".join(map(str, expected.tokens)) + "\n"
+
+
+def test_only_the_small_model_has_a_pace_of_its_own(words: Path) -> None:
+    for given, folder, expected in [
+        ([], SHIPPED, PACE),
+        ([], words, 0.0),
+        (["--pace", "0"], SHIPPED, 0.0),
+        (["--pace", "1.5"], words, 1.5),
+    ]:
+        seen = watching(parser().parse(given), folder)
+        assert seen["pace"].seconds == expected
 
 
 def test_a_loop_is_warned_of(words: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,19 +1,22 @@
 """An answer that grows: thought, text, calls and ids, as they reach a terminal."""
 
 import contextlib
-import itertools
 import json
 import re
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import diffusiongemma as dg
+from diffusiongemma.cli.screen import printable
 from diffusiongemma.cli.show import Show
+from diffusiongemma.cli.watching import Pace
 from diffusiongemma.dialog.marks import Opening
 from diffusiongemma.dialog.reply import ReplyStream
+from diffusiongemma.engine.events import Event
 from toys_words import FIRST_BYTE, MARKS
 
 MARK = {name: number for number, name in enumerate(MARKS)}
@@ -57,11 +60,11 @@ def events(
 
 
 @contextlib.contextmanager
-def at_a_terminal() -> Iterator[pytest.MonkeyPatch]:
+def at_a_terminal(term: str = "xterm") -> Iterator[pytest.MonkeyPatch]:
     """What is written is taken to go to a terminal."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("diffusiongemma.cli.screen._is_terminal", lambda stream: True)
-        patch.setenv("TERM", "xterm")
+        patch.setenv("TERM", term)
         patch.delenv("NO_COLOR", raising=False)
         yield patch
 
@@ -133,15 +136,107 @@ def test_ids_are_words_of_their_own(gemma: dg.Gemma, capsys: pytest.CaptureFixtu
     assert shown(gemma, capsys, "ab", "c", ids=True)[-1] == "129 130 131\n"
 
 
+@pytest.mark.parametrize("figures", [True, False])
+def test_figures_may_be_left_out(
+    gemma: dg.Gemma, capsys: pytest.CaptureFixture[str], figures: bool
+) -> None:
+    reply = gemma.generate("hi", seed=1, max_new_tokens=1, max_denoising_steps=1)
+    with at_a_terminal():
+        show = Show(gemma, speaks_ids=False, think=False, live=True, figures=figures)
+        show.finish(reply)
+    assert (reply.summary in capsys.readouterr().err) is figures
+
+
+class Clock:
+    """A clock of the test's own. Looking takes no time; a step takes what the test says."""
+
+    def __init__(self) -> None:
+        self.now, self.slept = 5.0, list[float]()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.slept.append(round(seconds, 6))
+        self.now += seconds
+
+
+def watched(
+    gemma: dg.Gemma,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    seconds: list[float],
+    pace: float,
+    live: bool = True,
+    term: str = "xterm",
+) -> tuple[list[str], Clock]:
+    """The steps that are drawn of a canvas whose steps take so long, and what the clock saw."""
+    clock = Clock()
+
+    def steps() -> Iterator[Event]:
+        asked = {"seed": 1, "max_new_tokens": 1, "max_denoising_steps": len(seconds)}
+        takes = iter(seconds)
+        for event in gemma.stream("hello", **asked):
+            clock.now += next(takes) if isinstance(event, dg.Refined) else 0.0
+            yield event
+
+    with at_a_terminal(term) as patch:
+        patch.setattr("diffusiongemma.cli.show.time", clock)
+        patch.setattr("diffusiongemma.cli.watching.time", clock)
+        show = Show(gemma, speaks_ids=False, think=False, live=live, pace=Pace(pace))
+        show.follow(steps())
+    return re.findall(r"canvas 1, step (\d+), mean", capsys.readouterr().out), clock
+
+
 def test_it_is_drawn_thirty_times_a_second_at_most(
     gemma: dg.Gemma, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By a clock that goes on by 10 ms a step."""
-    steps = {"seed": 1, "max_new_tokens": 1, "max_denoising_steps": 12}
-    clock = SimpleNamespace(monotonic=itertools.count(5.0, 0.010).__next__)
+    drawn, clock = watched(gemma, capsys, seconds=[0.010] * 12, pace=0.0)
+    assert (drawn, clock.slept) == (["1", "5", "9"], [])
+
+
+def test_a_pace_holds_up_what_is_quicker_and_nothing_else(
+    gemma: dg.Gemma, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn, clock = watched(gemma, capsys, seconds=[0.01, 0.01, 0.29, 0.31, 2.0, 0.2], pace=0.3)
+    assert drawn == ["1", "2", "3", "4", "5", "6"]
+    assert clock.slept == [0.29, 0.01, 0.1, 0.3]  # the last step is looked at, too
+    drawn, clock = watched(gemma, capsys, seconds=[0.001] * 5, pace=0.01)
+    assert drawn == ["1", "5"] and clock.slept == [0.009] * 4 + [0.01]
+
+
+@pytest.mark.parametrize("how", [{"live": False}, {"term": "dumb"}])
+def test_what_is_not_drawn_has_no_pace(
+    gemma: dg.Gemma, capsys: pytest.CaptureFixture[str], how: dict[str, Any]
+) -> None:
+    assert watched(gemma, capsys, seconds=[0.01] * 4, pace=0.3, **how)[1].slept == []
+
+
+class Alarm(Clock):
+    """Rings Ctrl-C at its second sleep."""
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        if len(self.slept) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_canvas_that_ctrl_c_holds_back_is_shown_if_it_is_kept(
+    gemma: dg.Gemma, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C while the last step of the first canvas has its time."""
+    talk = gemma.converse(max_new_tokens=30, max_denoising_steps=2)
+    events = talk.stream("hello", seed=1)
     with at_a_terminal() as patch:
+        show = Show(gemma, speaks_ids=False, think=False, live=True, pace=Pace(0.3))
+        clock = Alarm()
         patch.setattr("diffusiongemma.cli.show.time", clock)
-        show = Show(gemma, speaks_ids=False, think=False, live=True)
-        show.follow(gemma.stream("hello", **steps))
-    drawn = re.findall(r"canvas 1, step (\d+), mean", capsys.readouterr().out)
-    assert drawn == ["1", "5", "9"]
+        patch.setattr("diffusiongemma.cli.watching.time", clock)
+        with pytest.raises(KeyboardInterrupt):
+            show.follow(events)
+        events.close()
+        assert "canvas 1, step 2" in capsys.readouterr().out
+        kept = talk.messages[-1]["content"]
+        show.stop(kept)
+    assert kept and capsys.readouterr().out == printable(kept) + "\n"

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,18 @@ def test_the_stats_add_up(speaks_ids: dg.Gemma) -> None:
     assert stats.tokens_per_forward == pytest.approx(20 / (12 + 2))  # two commits, not the last
     assert stats.tokens_per_second == pytest.approx(20 / stats.seconds)
     assert {"seed", "loop", "tokens_per_forward"} <= set(stats.as_dict())
+
+
+def test_time_that_a_reader_takes_is_not_the_answers(speaks_ids: dg.Gemma) -> None:
+    kept, begun = 0.0, time.perf_counter()
+    events = speaks_ids.stream(PROMPT, seed=3, max_new_tokens=20, **QUICK)
+    for event in events:
+        if isinstance(event, dg.Finished):
+            whole = time.perf_counter() - begun
+            assert 0 < event.reply.stats.seconds <= whole - kept < whole
+        given = time.perf_counter()
+        time.sleep(0.01)
+        kept += time.perf_counter() - given
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 
 from diffusiongemma.cli.asking import open_model
 from diffusiongemma.cli.options import Parser, add_opened_model, add_sampling, check_sampling, whole
+from diffusiongemma.cli.watching import add_watching, watching
 from diffusiongemma.core.errors import DiffusionGemmaError, InputError, unknown_name
 
 USAGE = "diffusiongemma chat [-m FOLDER] [options]"
@@ -48,6 +49,7 @@ def parser() -> Parser:
     asked.add_argument(
         "--stop", metavar="TEXT", action="append", default=[], help="end before this (repeatable)"
     )
+    add_watching(made)
     add_sampling(made)
     return made
 
@@ -75,6 +77,7 @@ class _Session:
         self._talk = gemma.converse(
             system=args.system, think=args.think, guard=args.guard, stop=args.stop, **args.sampling
         )
+        self._watching = watching(args, gemma.folder)
         self._typed = sys.stdin.isatty()
         self._screen = Screen()
 
@@ -162,13 +165,14 @@ class _Session:
 
         before = len(self._talk.messages)
         events = self._talk.stream(text, seed=self._seed)
-        show = Show(self._gemma, speaks_ids=False, think=self._think, live=True)
+        show = Show(self._gemma, speaks_ids=False, think=self._think, live=True, **self._watching)
         try:
             show.finish(show.follow(events))
             sys.stdout.flush()
         except KeyboardInterrupt:
             events.close()
             kept = len(self._talk.messages) > before
+            show.stop(self._talk.messages[-1]["content"] if kept else "")
             if not self._typed:
                 raise
             self._screen.note(

@@ -9,6 +9,7 @@ import sys
 from diffusiongemma.cli.asking import add_question, open_model, read_question
 from diffusiongemma.cli.options import Parser, add_sampling
 from diffusiongemma.cli.screen import as_json
+from diffusiongemma.cli.watching import add_watching, check_unwatched, watching
 from diffusiongemma.core.errors import InputError
 
 USAGE = "diffusiongemma [run] [-m FOLDER] [options] [PROMPT]\n       diffusiongemma doctor --help"
@@ -32,6 +33,7 @@ def parser() -> Parser:
     made = Parser(USAGE, ABOUT, AFTER)
     answer = add_question(made)
     answer.add_argument("--json", action="store_true", help="print one JSON document")
+    add_watching(made)
     add_sampling(made)
     return made
 
@@ -40,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
     """Answer."""
     if sys.stdout is None:
         raise InputError("standard output is closed, and the answer has nowhere to go")
+    if args.json:
+        check_unwatched(args, "--json")
     question = read_question(args)
 
     from diffusiongemma.cli.show import Show, document
@@ -47,8 +51,13 @@ def run(args: argparse.Namespace) -> int:
     gemma = open_model(args)
     events = gemma.stream(question.to(gemma), seed=args.seed, **question.options)
     speaks_ids = args.ids or gemma.chat is None
-    show = Show(gemma, speaks_ids=speaks_ids, think=args.think, live=not args.json)
-    reply = show.follow(events)
+    seen = watching(args, gemma.folder)
+    show = Show(gemma, speaks_ids=speaks_ids, think=args.think, live=not args.json, **seen)
+    try:
+        reply = show.follow(events)
+    except KeyboardInterrupt:
+        show.stop()
+        raise
     if args.json:
         print(as_json(document(reply, gemma, args.model or gemma.folder.name)))
     else:

@@ -10,11 +10,12 @@ from typing import Any
 
 from diffusiongemma.cli import canvas
 from diffusiongemma.cli.screen import Screen, as_json, unheard
+from diffusiongemma.cli.watching import Pace
 from diffusiongemma.engine.events import Committed, Event, Finished, Refined
 from diffusiongemma.engine.gemma import Gemma
 from diffusiongemma.engine.reply import Reply
 
-PACE = 1 / 30  # seconds between two pictures of a canvas, at least
+FASTEST = 1 / 30  # seconds between two pictures of a canvas, at least; steps between are not drawn
 
 
 class Show:
@@ -25,18 +26,31 @@ class Show:
         speaks_ids: show token ids and not their text.
         think: show the thought, too, on a terminal.
         live: show the answer while it grows, on a terminal.
+        pace: of the steps of a canvas that is drawn; as they come if not given.
+        figures: at a terminal, sum up how the answer came about.
     """
 
-    def __init__(self, gemma: Gemma, *, speaks_ids: bool, think: bool, live: bool) -> None:
+    def __init__(
+        self,
+        gemma: Gemma,
+        *,
+        speaks_ids: bool,
+        think: bool,
+        live: bool,
+        pace: Pace | None = None,
+        figures: bool = True,
+    ) -> None:
         self._gemma, self._speaks_ids, self._think = gemma, speaks_ids, think
         self._screen = Screen()
         self._live = live and self._screen.shows_answer
+        self._draws = self._live and self._screen.shows_canvas
+        self._pace, self._figures = pace or Pace(0.0), figures
         self._look = canvas.Look.here(colour=self._screen.colour)
         self._next = 0.0  # when the canvas may be drawn again
         self._thought = self._said = ""
 
     def follow(self, events: Iterator[Event]) -> Reply:
-        """Watch to the end. The status goes away, whatever happens."""
+        """Watch to the end. Canvas and status go away, whatever happens."""
         self._screen.status("reading the prompt")
         try:
             with unheard():
@@ -48,9 +62,6 @@ class Show:
                             self._committed(event)
                         case Finished(reply=reply):
                             return reply
-        except KeyboardInterrupt:
-            self._screen.end_line()
-            raise
         finally:
             self._screen.clear()
         raise AssertionError("a stream ends with Finished")
@@ -69,17 +80,26 @@ class Show:
                 "warning: the answer seems to repeat itself; its speed means nothing, and another "
                 "--seed may help"
             )
-        if self._screen.shows_status:
+        if self._figures and self._screen.shows_status:
             self._screen.note(reply.summary)
 
+    def stop(self, kept: str = "") -> None:
+        """End an answer that was stopped, with all of its text that is kept."""
+        if self._live:
+            self._say(kept[len(self._said) :])
+            self._screen.end_line()
+        elif kept:
+            print(kept)
+
     def _refined(self, event: Refined) -> None:
-        if not (self._live and self._screen.shows_canvas):
+        if not self._draws:
             self._screen.status(_status(event))
             return
+        self._pace.wait()
         now = time.monotonic()
         if now < self._next:
             return
-        self._next = now + PACE
+        self._next = now + FASTEST
         words = None if self._speaks_ids or self._gemma.chat is None else self._gemma.chat.tokenizer
         column, width, height = self._screen.room()
         lines = canvas.lines(
@@ -96,6 +116,8 @@ class Show:
     def _committed(self, event: Committed) -> None:
         if not self._live:
             return
+        if self._draws:
+            self._pace.wait()
         if self._speaks_ids:
             gap = " " if self._said and event.tokens else ""
             self._say(gap + " ".join(map(str, event.tokens)))

@@ -20,7 +20,8 @@ class Stats:
         new_tokens: tokens of the answer, the end mark not counted.
         steps: denoising steps of each canvas, in order.
         revisions: how often, over all steps, a position's most likely token changed.
-        seconds: from the start of encoding to the last commit.
+        seconds: from the start of encoding to the last commit, without the time for which whoever
+            reads a stream kept its events.
         loop: the answer seems to repeat itself. Repetition lowers entropy, so canvases stop early
             and tokens per forward rise: such speed means nothing.
         reused_tokens: tokens of the prompt that a conversation had encoded in an earlier turn.

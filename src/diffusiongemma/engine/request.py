@@ -94,16 +94,19 @@ def tell(
         watched: whether steps are told, too, or canvases only.
     """
     commits: list[Commit] = []
+    last, kept = False, 0.0  # seconds for which events were kept by whoever reads them
     for item in _items(quick, context, request, watched):
-        if isinstance(item, Refined):
-            yield item
-            continue
-        commits.append(item)
-        said = request.spoken.push(item.tokens, final=item.reason is not None)
-        yield committed(item, said)
-        if item.reason or request.spoken.stopped:
+        if isinstance(item, Commit):
+            commits.append(item)
+            said = request.spoken.push(item.tokens, final=item.reason is not None)
+            last = bool(item.reason or request.spoken.stopped)
+            item = committed(item, said)
+        given = time.perf_counter()
+        yield item
+        kept += time.perf_counter() - given
+        if last:
             break
-    yield Finished(reply=conclude(request, commits, chat, reused))
+    yield Finished(reply=conclude(request, commits, chat, reused=reused, kept=kept))
 
 
 def _items(
@@ -122,7 +125,12 @@ def _items(
 
 
 def conclude(
-    request: Request, commits: Sequence[Commit], chat: Chat | None, reused: int = 0
+    request: Request,
+    commits: Sequence[Commit],
+    chat: Chat | None,
+    *,
+    reused: int = 0,
+    kept: float = 0.0,
 ) -> Reply:
     """The reply that these canvases make.
 
@@ -131,6 +139,7 @@ def conclude(
         commits: every canvas of the answer.
         chat: the checkpoint's words, if it has any.
         reused: tokens of the prompt that did not have to be encoded.
+        kept: seconds since the start that belong to whoever read the events.
     """
     spoken = request.spoken
     tokens = tuple(token for commit in commits for token in commit.tokens)[: spoken.tokens_kept]
@@ -146,7 +155,7 @@ def conclude(
             seed=request.recipe.seed,
             prompt=len(request.ids),
             reused=reused,
-            seconds=time.perf_counter() - request.started,
+            seconds=time.perf_counter() - request.started - kept,
         ),
         pieces=() if chat is None else _pieces(commits, len(tokens), spoken, chat),
     )
