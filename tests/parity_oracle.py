@@ -17,6 +17,7 @@ from torch import Tensor
 import toys
 from diffusiongemma.checkpoint.config import from_hf
 from diffusiongemma.checkpoint.load import load_model, read_json
+from diffusiongemma.cli.benching.theirs import cache_name
 from diffusiongemma.core.patches import Patches
 from diffusiongemma.model.model import DiffusionGemma
 
@@ -98,7 +99,9 @@ def play_hf(model: Any, script: Script) -> list[Tensor]:
         else:
             before = None if act.before is None else (act.before / HEAT).to(model.dtype)
             logits = model(
-                decoder_input_ids=act.canvas, past_key_values=cache, self_conditioning_logits=before
+                decoder_input_ids=act.canvas,
+                self_conditioning_logits=before,
+                **{cache_name(model): cache},
             ).logits
         said.append(logits.cpu())
     return said
@@ -113,7 +116,7 @@ def _moved(act: Encode | Denoise) -> Encode | Denoise:
 
 
 def _encode_hf(model: Any, act: Encode, cache: Any, kinds: Tensor) -> Tensor:
-    encoder = model.model.encoder
+    encoder, given = model.model.encoder, {cache_name(model): cache}
     start = cache.get_seq_length()
     positions = torch.arange(start, start + act.ids.shape[1], device=PLACE)[None]
     # Only this dictionary carries the image overlay; a 2-D mask would be built and thrown away.
@@ -122,9 +125,9 @@ def _encode_hf(model: Any, act: Encode, cache: Any, kinds: Tensor) -> Tensor:
         config=model.config,
         inputs_embeds=torch.empty(*act.ids.shape, 0, dtype=model.dtype, device=PLACE),
         attention_mask=None,
-        past_key_values=cache,
         position_ids=positions,
         mm_token_type_ids=kinds if kinds.any() else None,
+        **given,
     )
     extra = {}
     if act.images:
@@ -144,7 +147,7 @@ def _encode_hf(model: Any, act: Encode, cache: Any, kinds: Tensor) -> Tensor:
         input_ids=act.ids,
         attention_mask=masks,
         position_ids=positions,
-        past_key_values=cache,
+        **given,
         **extra,
     ).last_hidden_state
 

@@ -7,6 +7,7 @@ it, with the kernels that it chooses by itself.
 
 import importlib
 import importlib.util
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ NEVER = 1e-30  # nats; a mean entropy below it would end a canvas
 def found() -> bool:
     """Whether transformers is installed."""
     return importlib.util.find_spec("transformers") is not None
+
+
+def cache_name(model: Any) -> str:
+    """What their network calls the cache it is given, and the one it hands back."""
+    taken = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in taken else "past_key_values"  # renamed in 5.24
 
 
 class Theirs:
@@ -69,6 +76,7 @@ class Theirs:
         settings, _ = model._prepare_generation_config(self._settings(steps, 1))
         longest = tokens + model.config.canvas_length
         cache = model._prepare_cache_for_generation(settings, rows, longest)
+        named = cache_name(model)
         seen = torch.ones(rows, tokens, dtype=torch.bool, device=self.device)
         ids_BT = ids_BT.to(self.device)
         positions = torch.arange(tokens, dtype=torch.int32, device=self.device)[None]
@@ -78,9 +86,10 @@ class Theirs:
         ids, masks = model._prepare_encoder_inputs(
             ids_BT, seen, positions, cache, True, width, rows
         )
-        cache = model.model.encoder(
-            input_ids=ids, attention_mask=masks, past_key_values=cache, position_ids=positions
-        ).past_key_values
+        encoded = model.model.encoder(
+            input_ids=ids, attention_mask=masks, position_ids=positions, **{named: cache}
+        )
+        cache = encoded[named]
         canvas, soft, masks, _ = model._prepare_denoiser_inputs(
             torch.nn.functional.pad(seen, (0, width), value=True),
             cache, sampler, stopping, rows, ids_BT.device, {},
@@ -93,7 +102,7 @@ class Theirs:
                 tokens, longest, dtype=torch.int32, device=self.device
             )[None],
             "mask_mapping": masks,
-            "past_key_values": cache,
+            named: cache,
             "cur_step": steps,
             "sampler": sampler,
             "logits_processor": model._prepare_logits_processor(settings),
