@@ -118,12 +118,20 @@ def make(toy: Toy):
 
     torch.manual_seed(toy.seed)
     model = DiffusionGemmaForBlockDiffusion(hf_config(toy)).float().eval()
-    with torch.no_grad():
-        for name, value in [*model.named_parameters(), *model.named_buffers()]:
-            _shout(name, value)
-            if toy.calm and "down_proj" in name:
-                value.mul_(0.02 if "self_conditioning" in name else 0.1)
+    make_loud(model)
+    if toy.calm:
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                if "down_proj" in name:
+                    value.mul_(0.02 if "self_conditioning" in name else 0.1)
     return model
+
+
+@torch.no_grad()
+def make_loud(model) -> None:
+    """Random values for all that a model of transformers' holds."""
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        _shout(name, value)
 
 
 def _shout(name: str, value: torch.Tensor) -> None:
