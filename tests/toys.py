@@ -7,6 +7,7 @@ differ, logits go beyond plus and minus 15, and the router's first choice has ov
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -114,12 +115,17 @@ def hf_config(toy: Toy):
 
 def make(toy: Toy):
     """A loud random model of transformers' own class, in float32."""
+    return loud(hf_config(toy), toy.seed, calm=toy.calm)
+
+
+def loud(config: Any, seed: int, *, calm: bool = False):
+    """The same of a configuration of theirs."""
     from transformers import DiffusionGemmaForBlockDiffusion
 
-    torch.manual_seed(toy.seed)
-    model = DiffusionGemmaForBlockDiffusion(hf_config(toy)).float().eval()
+    torch.manual_seed(seed)
+    model = DiffusionGemmaForBlockDiffusion(config).float().eval()
     make_loud(model)
-    if toy.calm:
+    if calm:
         with torch.no_grad():
             for name, value in model.named_parameters():
                 if "down_proj" in name:

@@ -141,7 +141,6 @@ def test_tensors_that_do_not_fit(copy: Path, refused: Refused) -> None:
             {"model_type": "gemma4"},
             r"has model_type 'gemma4'; this package opens 'diffusion_gemma'",
         ),
-        ({"rope_twist": 2}, r"rope_twist is a key that this version does not know"),
         (
             {"quantization_config": {"bits": 4}},
             "only FP8-dynamic as compressed-tensors writes it is built",

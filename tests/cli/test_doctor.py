@@ -72,7 +72,7 @@ def test_every_problem_is_listed(copy: Path, call: Call) -> None:
         ("config.json", b"{", "is not valid JSON"),
         ("model.safetensors", b"", "is truncated or damaged"),
         ("tokenizer.json", b"{}", "is not a tokenizer"),
-        ("tokenizer_config.json", b"[", "is not JSON"),
+        ("tokenizer_config.json", b"[", "is not valid JSON"),
         ("preprocessor_config.json", b'{"patch_size": 0}', "patch_size must be"),
     ],
 )

@@ -224,6 +224,8 @@ def test_settings_of_a_folder(tmp_path: Path) -> None:
         ({"max_soft_tokens": 100}, "max_soft_tokens must be one of 70, .*got 100"),
         ({"patch_size": 0}, "patch_size must be a whole number from 1 to 256, got 0"),
         ({"do_normalize": True}, "asks for do_normalize=True, and only False is implemented"),
+        ({"rescale_factor": 1 / 127.5}, "asks for rescale_factor=0.00784.*, and only 1/255 is im"),
+        ({"rescale_factor": "1/255"}, "asks for rescale_factor='1/255', and only 1/255 is impl"),
     ],
 )
 def test_settings_that_cannot_be_honoured(
@@ -239,5 +241,5 @@ def test_settings_broken(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not an object; fetch its files again"):
         ImageSettings.from_folder(tmp_path)
     (tmp_path / "processor_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"processor_config\.json is not JSON"):
+    with pytest.raises(CheckpointError, match=r"processor_config\.json is not valid JSON"):
         ImageSettings.from_folder(tmp_path)

@@ -124,13 +124,13 @@ def test_templates_that_cannot_be_found(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is int and not a text"):
         find_template(tmp_path)
     config.write_text("{")
-    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json is not JSON"):
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json is not valid JSON"):
         find_template(tmp_path)
     config.write_text("[]")
-    with pytest.raises(CheckpointError, match="holds list and not an object"):
+    with pytest.raises(CheckpointError, match="holds a list, not an object"):
         find_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
-    with pytest.raises(CheckpointError, match=r"chat_template\.jinja cannot be read"):
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja is no text in UTF-8"):
         find_template(tmp_path)
 
 

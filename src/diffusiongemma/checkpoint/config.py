@@ -1,23 +1,29 @@
 """`config.json` of a Hugging Face folder <-> `ModelConfig`. The only file that knows its spelling.
 
-Every key is either used, or skipped by name because it has no say in inference, or required to
-have the one value that this code implements. Anything else is an error that lists the keys: a
-network that is almost the right one is worse than none.
+Every key is used, or skipped by name because it has no say in inference, or required to have one of
+the values that this code implements, or unknown. A known key whose value cannot be honoured is an
+error, and one error lists them all: a network that is almost the right one is worse than none.
+Unknown keys are named in one warning, and a saved copy keeps them: trainers and converters add
+their own, and what changes the network's shape shows in its tensors.
 
 Two layouts exist. The released one has `global_head_dim` and `num_global_key_value_heads`; the one
 that transformers writes has `per_layer_config`.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from diffusiongemma.checkpoint import fp8
+from diffusiongemma.checkpoint.section import Raw, Section, show
 from diffusiongemma.core.device import DTYPES
 from diffusiongemma.core.errors import ConfigError
+from diffusiongemma.core.reading import name_unknown, read_json
 from diffusiongemma.model.config import LayerConfig, ModelConfig, VisionConfig
 
-Raw = Mapping[str, Any]
-
+# What `layer_types` says too, and more exactly.
+_PATTERNS = ("sliding_window_pattern", "_sliding_window_pattern")
 _SKIPPED = frozenset([
     "architectures", "transformers_version", "_name_or_path", "initializer_range", "pad_token_id",
     "bos_token_id", "eos_token_id", "attention_dropout", "use_cache", "torch_dtype", "dtype",
@@ -26,7 +32,11 @@ _SKIPPED = frozenset([
     "vision_soft_tokens_per_image", "keys_to_ignore_at_inference", "is_causal", "max_length",
     "audio_token_id", "boa_token_id", "eoa_token_id", "eoa_token_index", "video_token_id",
     "dropout", "num_soft_tokens", "default_output_length", "_attn_implementation",
-    "experts_implementation"
+    "experts_implementation", "_experts_implementation", "auto_map", "generation_config",
+    "torchscript", "_commit_hash", "processor_class", "tokenizer_class", "is_decoder",
+    *_PATTERNS,
+    # In the vision tower nothing reads these; the text's are used.
+    "global_head_dim", "max_position_embeddings",
 ])  # fmt: skip
 _FIXED: dict[str, tuple[Any, ...]] = {
     "tie_word_embeddings": (True,),
@@ -40,9 +50,10 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "use_clipped_linears": (False,),
     "audio_config": (None,),
     "attn_logit_softcapping": (None,),
+    "rope_scaling": (None,),
+    "pruned_heads": ({}, None),
 }
-# With these limits a wrong number is named here; without them it would exhaust the memory.
-_WIDEST, _LONGEST, _DEEPEST = 1_000_000, 2**31 - 1, 1000
+_LONGEST, _DEEPEST = 2**31 - 1, 1000
 _TEXT = [
     "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_experts",
     "top_k_experts", "moe_intermediate_size"
@@ -55,7 +66,46 @@ _VISION_USUAL = {"patch_size": 16, "pooling_kernel_size": 3, "position_embedding
 _KINDS = ("sliding_attention", "full_attention")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """What a `config.json` says.
+
+    Attributes:
+        config: the network.
+        raw: the whole file, parsed.
+        kept: what the network does not decide; a copy of the checkpoint must say it too.
+        unknown: keys that nobody here knows, as paths.
+    """
+
+    config: ModelConfig
+    raw: Raw
+    kept: dict[str, Any]
+    unknown: tuple[str, ...]
+
+
+def read_config(folder: Path) -> Described:
+    """Read a folder's `config.json`, and warn once of keys that nobody here knows.
+
+    Raises:
+        CheckpointError: there is no such file, or it is no JSON object.
+        ConfigError: it asks for what this code cannot honour.
+    """
+    path = folder / "config.json"
+    found = describe(read_json(path))
+    name_unknown(path, found.unknown)
+    return found
+
+
 def from_hf(raw: Raw) -> ModelConfig:
+    """The network of a parsed `config.json`.
+
+    Raises:
+        ConfigError: it asks for what this code cannot honour.
+    """
+    return describe(raw).config
+
+
+def describe(raw: Raw) -> Described:
     """Read the parsed `config.json`.
 
     Raises:
@@ -65,10 +115,10 @@ def from_hf(raw: Raw) -> ModelConfig:
     kind = raw.get("model_type")
     if kind != "diffusion_gemma":
         raise ConfigError(
-            f"config.json has model_type {_show(kind)}; this package opens 'diffusion_gemma', such "
+            f"config.json has model_type {show(kind)}; this package opens 'diffusion_gemma', such "
             "as google/diffusiongemma-26B-A4B-it"
         )
-    top = _Section("", raw, [])
+    top = Section("", raw, [])
     text = top.section("text_config")
     if text is None:
         raise ConfigError("config.json has no section text_config; is it the file of this model?")
@@ -81,117 +131,42 @@ def from_hf(raw: Raw) -> ModelConfig:
         given = top.take(key, default)
         fields[key] = None if given is None else top.whole(key, default, least=0)
     fields["dtype"] = _dtype(top, text)
-    fields["fp8"] = _quantised(top)
-    top.close()
+    fields["fp8"], unknown = _quantised(top)
+    unknown += top.close(_SKIPPED, _FIXED)
     if top.problems:
         raise ConfigError(
             f"config.json cannot be honoured: {'; '.join(top.problems)}. Compare it with that of "
             "google/diffusiongemma-26B-A4B-it, or update this package"
         )
     fields["vision"] = None if vision_fields is None else VisionConfig(**vision_fields)
-    return ModelConfig(**fields)
+    for part in (top, *top.parts.values()):
+        part.taken |= {"dtype", "torch_dtype"}  # of the weights, which may be saved in another
+    config = ModelConfig(**fields)
+    return Described(config=config, raw=raw, kept=top.untaken(), unknown=tuple(unknown))
 
 
-class _Section:
-    """One dictionary of the file, which remembers what was taken from it.
-
-    What is wrong goes to `problems`, one list for the whole file, and reads as a number that does
-    no harm; so a single error can name everything.
-    """
-
-    def __init__(self, prefix: str, raw: Raw, problems: list[str]) -> None:
-        self.prefix, self.raw, self.problems = prefix, raw, problems
-        self.taken = {"model_type"}
-        self.parts: list[_Section] = []
-
-    def complain(self, key: str, what: str) -> None:
-        where = f"{self.prefix}{key}"
-        if not where.isprintable() or len(where) > 100:
-            where = _show(where)
-        self.problems.append(f"{where} {what}")
-
-    def take(self, key: str, *default: Any) -> Any:
-        """The value of a key; without a default, its absence is a problem."""
-        self.taken.add(key)
-        if key not in self.raw and not default:
-            self.complain(key, "is missing")
-        return self.raw.get(key, *default)
-
-    def whole(self, key: str, *default: Any, least: int = 1, most: int = _WIDEST) -> int:
-        """A whole number between the limits."""
-        value = self.take(key, *default)
-        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
-            return value
-        if key in self.raw:
-            wanted = f"must be a whole number from {least} to {most}"
-            self.complain(key, f"{wanted}, got {_show(value)}")
-        return 1
-
-    def real(self, key: str, *default: Any, most: float = 1e30) -> float:
-        """A number above zero."""
-        value = self.take(key, *default)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and 0 < value <= most:
-            return float(value)
-        if key in self.raw:
-            limit = "" if most == 1e30 else f" and at most {most:g}"
-            self.complain(key, f"must be a number above 0{limit}, got {_show(value)}")
-        return 1.0
-
-    def one_of(self, key: str, *allowed: Any) -> Any:
-        """A value for which there are few choices; the first one if absent."""
-        value = self.take(key, allowed[0])
-        if not any(value is choice or value == choice for choice in allowed):
-            wanted = " or ".join(repr(choice) for choice in allowed)
-            self.complain(key, f"= {_show(value)}, only {wanted} is built")
-        return value
-
-    def section(self, key: str) -> "_Section | None":
-        """A dictionary inside this one; None if it is absent or null."""
-        value = self.take(key, None)
-        if value is None:
-            return None
-        if not isinstance(value, Mapping):
-            self.complain(key, f"must be an object, got {_show(value)}")
-            return None
-        part = _Section(f"{self.prefix}{key}.", value, self.problems)
-        self.parts.append(part)
-        return part
-
-    def close(self) -> None:
-        """Note what nobody has taken, here and in the parts."""
-        for key in sorted(set(self.raw) - self.taken - _SKIPPED):
-            if key in _FIXED:
-                self.one_of(key, *_FIXED[key])
-            else:
-                self.complain(key, "is a key that this version does not know")
-        for part in self.parts:
-            part.close()
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _quantised(top: _Section) -> bool:
+def _quantised(top: Section) -> tuple[bool, list[str]]:
+    """Whether weights are stored in e4m3, and keys there that nobody here knows."""
     asked = top.take("quantization_config", None)
-    what = None if asked is None else fp8.unlike(asked)
-    if what is not None:
-        top.complain("quantization_config", f"{what}; {fp8.BUILT}")
-    return asked is not None
+    if asked is None:
+        return False, []
+    what = fp8.unlike(asked)
+    if what is None:
+        return True, [f"quantization_config.{key}" for key in fp8.unknown(asked)]
+    top.complain("quantization_config", f"{what}; {fp8.BUILT}")
+    return True, []
 
 
-def _dtype(top: _Section, text: _Section) -> str:
+def _dtype(top: Section, text: Section) -> str:
     given = (top.raw.get("dtype"), top.raw.get("torch_dtype"), text.raw.get("dtype"), "bfloat16")
     dtype = next(value for value in given if value is not None)
     name = dtype.removeprefix("torch.") if isinstance(dtype, str) else ""
     if name not in DTYPES:
-        top.complain("dtype", f"= {_show(dtype)}, only {' or '.join(DTYPES)} is built")
+        top.complain("dtype", f"= {show(dtype)}, only {' or '.join(DTYPES)} is built")
     return name
 
 
-def _text_fields(text: _Section) -> dict[str, Any]:
+def _text_fields(text: Section) -> dict[str, Any]:
     text.one_of("model_type", "diffusion_gemma_text")
     fields: dict[str, Any] = {name: text.whole(name) for name in _TEXT}
     fields |= {name: text.whole(name, most=_LONGEST) for name in _TEXT_LONG}
@@ -203,7 +178,7 @@ def _text_fields(text: _Section) -> dict[str, Any]:
     return fields | _rope(text)
 
 
-def _layers(text: _Section, heads: int) -> tuple[LayerConfig, ...]:
+def _layers(text: Section, heads: int) -> tuple[LayerConfig, ...]:
     before = len(text.problems)
     count = text.whole("num_hidden_layers", most=_DEEPEST)
     kinds = text.take("layer_types", None)
@@ -218,10 +193,12 @@ def _layers(text: _Section, heads: int) -> tuple[LayerConfig, ...]:
     if len(text.problems) > before:
         return ()
     if kinds is None:  # five sliding layers, then a full one; the last is always full
+        for key in _PATTERNS:
+            text.expect(key, 6, None)
         kinds = [_KINDS[n % 6 == 5 or n == count - 1] for n in range(count)]
     if not isinstance(kinds, list) or len(kinds) != count or any(k not in _KINDS for k in kinds):
         wanted = f"must be {count} entries of {' or '.join(_KINDS)}, one a layer"
-        text.complain("layer_types", f"{wanted}, got {_show(kinds)}")
+        text.complain("layer_types", f"{wanted}, got {show(kinds)}")
         return ()
     if kinds[-1] != "full_attention":
         text.complain("layer_types", "must end in full_attention; transformers runs it as such")
@@ -239,13 +216,13 @@ def _layers(text: _Section, heads: int) -> tuple[LayerConfig, ...]:
     )
 
 
-def _change(special: _Section, shapes: list[dict[str, int]]) -> None:
+def _change(special: Section, shapes: list[dict[str, int]]) -> None:
     """Apply `per_layer_config`. Its keys are numbers, padded with zeros ("05") or not."""
     seen: set[int] = set()
     for key in special.raw:
         text = str(key)
         number = int(text) if text.isdecimal() and len(text) < 10 else len(shapes)
-        changes = special.section(key)
+        changes = special.section(key, str(number))
         if number in seen or number >= len(shapes):
             special.complain(key, "names no layer, or one that another key names too")
         elif changes is not None:
@@ -255,7 +232,7 @@ def _change(special: _Section, shapes: list[dict[str, int]]) -> None:
         seen.add(number)
 
 
-def _check_heads(part: _Section, heads: int, shape: Mapping[str, int], even: int, of: str) -> None:
+def _check_heads(part: Section, heads: int, shape: Mapping[str, int], even: int, of: str) -> None:
     if heads % shape["num_key_value_heads"]:
         part.complain(
             "num_attention_heads",
@@ -265,7 +242,7 @@ def _check_heads(part: _Section, heads: int, shape: Mapping[str, int], even: int
         part.complain("head_dim", f"= {shape['head_dim']}{of} is no multiple of {even}")
 
 
-def _rope(text: _Section) -> dict[str, float]:
+def _rope(text: Section) -> dict[str, float]:
     usual = {"rope_theta_sliding": 1e4, "rope_theta_full": 1e6, "partial_rotary_factor": 0.25}
     given = text.section("rope_parameters")
     if given is None:
@@ -286,14 +263,13 @@ def _rope(text: _Section) -> dict[str, float]:
     }
 
 
-def _vision_fields(vision: _Section) -> dict[str, Any]:
+def _vision_fields(vision: Section) -> dict[str, Any]:
     vision.one_of("model_type", "gemma4_vision")
     fields: dict[str, Any] = {name: vision.whole(name) for name in _VISION}
     fields |= {name: vision.whole(name, n, most=100_000) for name, n in _VISION_USUAL.items()}
     fields["num_hidden_layers"] = vision.whole("num_hidden_layers", most=_DEEPEST)
     fields["rms_norm_eps"] = vision.real("rms_norm_eps", 1e-6)
     fields["standardize"] = bool(vision.one_of("standardize", False, True))
-    vision.take("max_position_embeddings", None)
     fields["rope_theta"] = vision.real("rope_theta", 100.0)
     rope = vision.section("rope_parameters")
     if rope is not None:

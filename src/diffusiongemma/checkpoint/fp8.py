@@ -37,6 +37,16 @@ _PRESET = "FP8_DYNAMIC"
 _NOTHING = (None, {}, [], False)
 # What a scheme of channels and tokens has no use for; another value would mean another scheme.
 _UNSAID = dict.fromkeys(("group_size", "block_structure", "actorder"), _NOTHING)
+# What the library writes and reads. The observer looked at activations when scales were chosen.
+_KNOWN = frozenset([
+    "quant_method", "format", "quantization_status", "config_groups", "ignore", "version",
+    "global_compression_ratio", "kv_cache_scheme", "sparsity_config", "transform_config",
+    "moe_sparsity_config",
+])  # fmt: skip
+_IN_GROUPS = frozenset(["targets", "weights", "input_activations", "output_activations", "format"])
+_IN_PARTS = frozenset(
+    [*_WEIGHTS, *_UNSAID, "scale_dtype", "zp_dtype", "observer", "observer_kwargs"]
+)
 # Linear layers that stay as they are, in words that hold for the names of transformers and vLLM.
 _IGNORED = [
     "lm_head", r"re:.*\.router(\.proj)?$", "re:.*self_conditioning.*", "re:.*vision_tower.*",
@@ -116,6 +126,20 @@ def unlike(raw: Any) -> str | None:
             if group.get(key) not in allowed:
                 return f"has {key} = {_shown(group.get(key))} in {_shown(name)}"
     return None
+
+
+def unknown(raw: Mapping[str, Any]) -> list[str]:
+    """Keys of a FP8-dynamic `quantization_config` that nobody here knows, as paths."""
+    found = sorted(raw.keys() - _KNOWN)
+    for name, group in raw["config_groups"].items():
+        if not isinstance(group, Mapping):
+            continue
+        where = f"config_groups.{name}."
+        found += [where + key for key in sorted(group.keys() - _IN_GROUPS)]
+        for part in ("weights", "input_activations"):
+            left = (group.get(part) or {}).keys() - _IN_PARTS
+            found += [f"{where}{part}.{key}" for key in sorted(left)]
+    return found
 
 
 def _shown(value: object) -> str:

@@ -8,7 +8,6 @@ shape or format is named, all in one error, before any weight is read. Pickles a
 Layers that are stored in e4m3 become quantised layers (see `fp8`), if config.json speaks of them.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from diffusiongemma.checkpoint import fp8, names
 from diffusiongemma.checkpoint.slots import Slot, slots
 from diffusiongemma.core.errors import CheckpointError
+from diffusiongemma.core.reading import TABLES, read_json, unreadable
 from diffusiongemma.model.config import ModelConfig
 from diffusiongemma.model.model import DiffusionGemma
 
@@ -34,27 +34,6 @@ _LAYERS = re.compile(r"(?<=\.layers\.)#(?=\.)")
 
 Header = dict[str, tuple[tuple[int, ...], str]]
 """Shape and format of every tensor in a shard, by name."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        CheckpointError: no file, no JSON, or no object in it.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} has no {path.name}; is it a checkpoint?") from error
-    except OSError as error:
-        raise CheckpointError(_unreadable(path, error)) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}; fetch it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(
-            f"{path} holds a {type(value).__name__}, not an object; fetch it again"
-        )
-    return value
 
 
 def load_model(
@@ -127,7 +106,7 @@ def find_shards(folder: Path) -> list[Path]:
     except OSError as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(_unreadable(folder, error)) from error
+        raise unreadable(folder, error) from error
     hint = f" ({pickles[0]} is a pickle, which is never opened)" if pickles else ""
     raise CheckpointError(
         f"{folder} has neither {SINGLE} nor {INDEX}{hint}; fetch the safetensors files"
@@ -137,7 +116,7 @@ def find_shards(folder: Path) -> list[Path]:
 def _index(folder: Path) -> dict[str, str]:
     """Which file each tensor is in."""
     path = folder / INDEX
-    table = read_json(path).get("weight_map")
+    table = read_json(path, TABLES).get("weight_map")
     if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
         raise CheckpointError(
             f"{path} has no weight_map from tensor names to files; fetch it again"
@@ -177,7 +156,7 @@ def open_shard(path: Path) -> Iterator[Any]:
             f"{path} is truncated or damaged ({error}); fetch it again"
         ) from error
     except OSError as error:
-        raise CheckpointError(_unreadable(path, error)) from error
+        raise unreadable(path, error) from error
     with opened as file:
         yield file
 
@@ -191,10 +170,6 @@ def header_of(path: Path) -> Header:
     with open_shard(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}
         return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
-
-
-def _unreadable(path: Path, error: OSError) -> str:
-    return f"{path} cannot be read: {error.strerror or error}; check the file and its permissions"
 
 
 def _place(there: str, places: Mapping[str, Slot]) -> Slot:

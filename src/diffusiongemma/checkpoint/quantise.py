@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusiongemma.checkpoint import fp8, names
-from diffusiongemma.checkpoint.config import from_hf
+from diffusiongemma.checkpoint.config import read_config
 from diffusiongemma.checkpoint.load import (
     INDEX,
     Header,
@@ -25,11 +25,11 @@ from diffusiongemma.checkpoint.load import (
     header_of,
     load_model,
     open_shard,
-    read_json,
 )
 from diffusiongemma.checkpoint.save import whole_folder, write_json
 from diffusiongemma.checkpoint.shard import Layout, ShardWriter, size_of
 from diffusiongemma.core.errors import CheckpointError
+from diffusiongemma.core.reading import read_json
 from diffusiongemma.kernels.quantised import quantise_weight
 from diffusiongemma.model.model import DiffusionGemma
 from diffusiongemma.quant.apply import weights
@@ -61,7 +61,7 @@ def quantise_folder(
         raise CheckpointError(
             f"{source} is quantised already; quantise the checkpoint that it was made from"
         )
-    config = from_hf(raw)
+    config = read_config(source).config
     with torch.device("meta"):
         wanted = set(weights(DiffusionGemma(config)))
     meta = torch.device("meta")

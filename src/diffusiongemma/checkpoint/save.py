@@ -126,7 +126,12 @@ def _unwritable(folder: str | os.PathLike[str], error: Exception) -> CheckpointE
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """A JSON object, as people can read it."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can spell
+        text = json.dumps(content, indent=2)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _write_weights(model: DiffusionGemma, folder: Path, shard_bytes: int) -> None:

@@ -12,15 +12,16 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from diffusiongemma.checkpoint import hub, names
-from diffusiongemma.checkpoint.config import from_hf
-from diffusiongemma.checkpoint.load import find_shards, load_model, open_shard, read_json
+from diffusiongemma.checkpoint.config import read_config
+from diffusiongemma.checkpoint.load import find_shards, load_model, open_shard
 from diffusiongemma.core.device import choose
 from diffusiongemma.core.errors import DiffusionGemmaError
+from diffusiongemma.core.reading import read_json
 from diffusiongemma.dialog.settings import ImageSettings
 from diffusiongemma.dialog.template import find_template, special_names
 from diffusiongemma.dialog.tokenizer import Tokenizer
 from diffusiongemma.diffusion.config import SamplerConfig
-from diffusiongemma.engine.open import end_marks, open_chat
+from diffusiongemma.engine.open import end_marks, open_chat, read_settings
 from diffusiongemma.model.config import ModelConfig
 
 P = ParamSpec("P")
@@ -47,13 +48,13 @@ class Checkup:
             return
         self.facts["folder"] = str(folder)
         raw = self._try(read_json, folder / "config.json")
-        config = None if raw is None else self._try(from_hf, raw)
+        described = None if raw is None else self._try(read_config, folder)
+        config = None if described is None else described.config
         if config is not None:
             self.facts |= _architecture(config)
             self.stored = config.dtype
         self._weights(folder, config)
-        settings = folder / "generation_config.json"
-        given = self._try(read_json, settings) if settings.exists() else {}
+        given = self._try(read_settings, folder)
         if given is not None:
             self._try(SamplerConfig.from_generation_config, given)
         eos = self._try(end_marks, given or {}, raw or {})

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Sequence
 
 from diffusiongemma.cli.ending import unwinding
+from diffusiongemma.cli.notes import noted
 from diffusiongemma.cli.screen import printable
 from diffusiongemma.core.errors import DiffusionGemmaError
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # for letters that its encoding lacks
     try:
         try:
-            with unwinding():
+            with unwinding(), noted():
                 code = _dispatch(words)
         except SystemExit as stop:  # --help, --version, and a signal
             code = int(stop.code or 0)

@@ -1,21 +1,22 @@
-"""How a checkpoint wants its images cut, and the small JSON files of its folder.
+"""How a checkpoint wants its images cut.
 
 Knows the names of Hugging Face's processor files. Does not open images and does not import torch,
 so that a chat without images stays light.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diffusiongemma.core.errors import CheckpointError, ConfigError
+from diffusiongemma.core.errors import ConfigError
+from diffusiongemma.core.reading import find_json, name_unknown
 
 BUDGETS = (70, 140, 280, 560, 1120)
 """The numbers of soft tokens per image that the vision tower was trained with."""
 
 # What the reference processor does and this package always does. A file that asks for something
 # else would be honoured only by pretending.
+_RESCALE = 1 / 255
 _FIXED: dict[str, Any] = {
     "do_resize": True,
     "do_rescale": True,
@@ -23,6 +24,20 @@ _FIXED: dict[str, Any] = {
     "do_convert_rgb": True,
     "resample": 3,
 }
+# What has no say: means that nothing is divided by, sizes of other processors, ways to compute.
+_SKIPPED = frozenset([
+    "image_processor_type", "processor_class", "auto_map", "image_mean", "image_std",
+    "image_seq_length", "num_soft_tokens", "size", "default_to_square", "crop_size", "pad_size",
+    "do_center_crop", "do_pad", "data_format", "input_data_format", "device", "return_tensors",
+    "disable_grouping", "return_row_col_info", "feature_extractor_type", "transformers_version",
+])  # fmt: skip
+_USED = ("patch_size", "pooling_kernel_size", "max_soft_tokens")
+# Beside the images' part. The model hears nothing, and frames of a video are cut as images are.
+_OTHER_PARTS = frozenset([
+    "image_processor", "video_processor", "feature_extractor", "tokenizer", "processor_class",
+    "auto_map", "chat_template", "image_seq_length", "audio_seq_length", "audio_ms_per_token",
+    "transformers_version",
+])  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,39 +77,42 @@ class ImageSettings:
             CheckpointError: a file is not JSON.
             ConfigError: a file asks for processing that this package does not do.
         """
-        data = read_json(Path(path) / "processor_config.json") or {}
-        data = data.get("image_processor") or read_json(Path(path) / "preprocessor_config.json")
+        file = Path(path) / "processor_config.json"
+        whole = find_json(file) or {}
+        data, prefix = whole.get("image_processor"), "image_processor."
+        if data:
+            name_unknown(file, sorted(whole.keys() - _OTHER_PARTS))
+        else:
+            file, prefix = Path(path) / "preprocessor_config.json", ""
+            data = find_json(file)
         if not data:
             return usual or cls()
         if not isinstance(data, dict):
             raise ConfigError(
                 f"the image processor of {path} is not an object; fetch its files again"
             )
-        for name, fixed in _FIXED.items():
-            if data.get(name, fixed) not in (fixed, None):
-                raise ConfigError(
-                    f"the image processor of {path} asks for {name}={data[name]!r}, and only "
-                    f"{fixed!r} is implemented; is this a Gemma 4 vision checkpoint?"
-                )
-        names = ("patch_size", "pooling_kernel_size", "max_soft_tokens")
-        said = {name: data[name] for name in names if data.get(name) is not None}
+        _check(path, data)
+        unknown = data.keys() - _FIXED.keys() - _SKIPPED - {*_USED, "rescale_factor"}
+        name_unknown(file, [prefix + key for key in sorted(unknown)])
+        said = {name: data[name] for name in _USED if data.get(name) is not None}
         return replace(usual or cls(), **said)
 
 
-def read_json(file: Path) -> dict[str, Any] | None:
-    """An object from a JSON file; None where there is no file.
-
-    Raises:
-        CheckpointError: the file is not a JSON object.
-    """
-    if not file.is_file():
-        return None
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not JSON ({error}); fetch the file again") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(
-            f"{file} holds {type(data).__name__} and not an object; fetch the file again"
+def _check(path: Path, data: dict[str, Any]) -> None:
+    """Whether an image processor asks for what is done."""
+    for name, fixed in _FIXED.items():
+        if data.get(name, fixed) not in (fixed, None):
+            raise ConfigError(
+                f"the image processor of {path} asks for {name}={data[name]!r}, and only "
+                f"{fixed!r} is implemented; is this a Gemma 4 vision checkpoint?"
+            )
+    factor = data.get("rescale_factor")
+    if factor is not None and not _near(factor, _RESCALE):
+        raise ConfigError(
+            f"the image processor of {path} asks for rescale_factor={factor!r}, and only 1/255 is "
+            "implemented; is this a Gemma 4 vision checkpoint?"
         )
-    return data
+
+
+def _near(value: Any, wanted: float) -> bool:
+    return isinstance(value, int | float) and abs(value - wanted) < 1e-6 * wanted

@@ -25,7 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from diffusiongemma.core.errors import CheckpointError, InputError
-from diffusiongemma.dialog.settings import read_json
+from diffusiongemma.core.reading import find_json, read_text
 
 SIZE_LIMIT = 16_000_000
 """Characters that a rendered prompt, or a text built on the way, may have."""
@@ -113,15 +113,11 @@ def find_template(path: Path) -> Template | None:
     Of several named templates in `tokenizer_config.json`, the one called `default`.
     """
     file = Path(path) / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return Template(file.read_text(encoding="utf-8"), str(file))
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(
-                f"{file} cannot be read ({error}); fetch the file again"
-            ) from error
+    source = read_text(file)
+    if source is not None:
+        return Template(source, str(file))
     file = Path(path) / "tokenizer_config.json"
-    found = (read_json(file) or {}).get("chat_template")
+    found = (find_json(file) or {}).get("chat_template")
     if found is None:
         return None
     if isinstance(found, list):
@@ -144,7 +140,7 @@ def special_names(path: Path) -> dict[str, str]:
     """Special tokens under the names that templates use, such as `bos_token`."""
     found: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        data = read_json(Path(path) / name) or {}
+        data = find_json(Path(path) / name) or {}
         extra = data.get("extra_special_tokens")
         for source in (extra if isinstance(extra, dict) else {}, data):
             for key, value in source.items():

@@ -13,6 +13,7 @@ from pathlib import Path
 import tokenizers
 
 from diffusiongemma.core.errors import CheckpointError, InputError
+from diffusiongemma.core.reading import TABLES, read_bytes
 
 # Gemma 4 writes its marks as <|name>, <name|> or <|name|>. A checkpoint may forget to flag one of
 # them as special, so the shape counts as well as the flag.
@@ -50,10 +51,11 @@ class Tokenizer:
             CheckpointError: the file is there and cannot be used.
         """
         file = Path(path) / "tokenizer.json"
-        if not file.is_file():
+        content = read_bytes(file, TABLES)
+        if content is None:
             return None
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(file)))
+            return cls(tokenizers.Tokenizer.from_buffer(content))
         except Exception as error:  # the library raises a bare Exception
             raise CheckpointError(
                 f"{file} is not a tokenizer that the tokenizers library can read ({error}); "

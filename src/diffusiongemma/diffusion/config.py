@@ -83,6 +83,17 @@ class SamplerConfig:
         given["entropy_bound"] = sampler.get("entropy_bound")
         return cls().with_options(**{k: v for k, v in given.items() if v is not None})
 
+    @classmethod
+    def unknown(cls, raw: Mapping[str, Any]) -> list[str]:
+        """Keys of a parsed `generation_config.json` that nobody here knows, as paths."""
+        sampler = raw.get("sampler_config")
+        inside = sampler if isinstance(sampler, Mapping) else {}
+        known = {field.name for field in fields(cls)} | _IN_FILES
+        return [
+            *sorted(raw.keys() - known),
+            *(f"sampler_config.{key}" for key in sorted(inside.keys() - _IN_SAMPLER)),
+        ]
+
     def to_generation_config(self) -> dict[str, Any]:
         """The sampling part of a `generation_config.json` that transformers reads."""
         return {
@@ -98,6 +109,13 @@ class SamplerConfig:
         }
 
 
+# What stands in a generation config and has no say here, or has it elsewhere.
+_IN_FILES = frozenset([
+    "sampler_config", "bos_token_id", "eos_token_id", "pad_token_id", "max_length",
+    "return_dict_in_generate", "cache_implementation", "cache_config", "disable_compile",
+    "transformers_version", "_commit_hash", "_from_model_config",
+])  # fmt: skip
+_IN_SAMPLER = frozenset(["_cls_name", "entropy_bound"])
 _LEAST = {
     "max_denoising_steps": 1,
     "stability_threshold": 0,

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from diffusiongemma.checkpoint import hub
-from diffusiongemma.checkpoint.config import from_hf
-from diffusiongemma.checkpoint.load import load_model, read_json
+from diffusiongemma.checkpoint.config import read_config
+from diffusiongemma.checkpoint.load import load_model
 from diffusiongemma.core.device import choose
 from diffusiongemma.core.errors import CheckpointError
+from diffusiongemma.core.reading import find_json, name_unknown
 from diffusiongemma.dialog.chat import Chat, SpecialIds
 from diffusiongemma.dialog.settings import ImageSettings
 from diffusiongemma.dialog.tokenizer import Tokenizer
@@ -65,11 +66,11 @@ def load(
         offline=offline,
         progress=shown,
     )
-    raw = read_json(folder / "config.json")
-    config = from_hf(raw)
+    described = read_config(folder)
+    config = described.config
     place = choose(device, dtype, config.dtype)
-    settings = _optional(folder / "generation_config.json")
-    eos = end_marks(settings, raw)
+    settings = read_settings(folder)
+    eos = end_marks(settings, described.raw)
     tokenizer = Tokenizer.from_folder(folder)
     chat = None if tokenizer is None else open_chat(folder, tokenizer, config, eos)
     network = load_model(folder, config, device=place.device, dtype=place.dtype, progress=shown)
@@ -81,20 +82,20 @@ def load(
         banned=_placeholders(config, tokenizer),
         device=place,
         folder=folder,
-        kept=Kept(generation=settings, config=_special_ids(raw)),
+        kept=Kept(generation=settings, config=described.kept),
     )
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+def read_settings(folder: Path) -> dict[str, Any]:
+    """A folder's `generation_config.json`; keys that nobody here knows are named once.
 
-
-def _special_ids(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Special ids in `config.json`, which other readers want and this one does not."""
-    names = ("pad_token_id", "bos_token_id", "eos_token_id")
-    text = raw.get("text_config") or {}
-    top = {name: raw[name] for name in names if name in raw}
-    return top | {"text_config": {name: text[name] for name in names if name in text}}
+    Raises:
+        CheckpointError: the file is no JSON object.
+    """
+    path = folder / "generation_config.json"
+    settings = find_json(path) or {}
+    name_unknown(path, SamplerConfig.unknown(settings))
+    return settings
 
 
 def end_marks(settings: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[int, ...]:

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from diffusiongemma.checkpoint.config import from_hf
-from diffusiongemma.checkpoint.load import load_model, read_json
+from diffusiongemma.checkpoint.config import read_config
+from diffusiongemma.checkpoint.load import load_model
 from diffusiongemma.checkpoint.save import save_model
 from diffusiongemma.core.errors import OptionError
 from diffusiongemma.engine.open import load
@@ -83,7 +83,7 @@ def folder_of(name: str, dtype: torch.dtype) -> Iterator[tuple[Path, str]]:
 
 def opened(folder: Path, dtype: torch.dtype) -> DiffusionGemma:
     """The folder's network."""
-    config = from_hf(read_json(folder / "config.json"))
+    config = read_config(folder).config
     return load_model(folder, config, device=torch.device("cpu"), dtype=dtype)
 
 

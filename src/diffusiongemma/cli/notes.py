@@ -1,0 +1,25 @@
+"""What is odd about a checkpoint's files, as lines on standard error."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from diffusiongemma.cli.screen import printable
+from diffusiongemma.core.log import files
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"note: {printable(record.getMessage())}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def noted() -> Iterator[None]:
+    """Show warnings of files for as long as this lasts."""
+    notes = _Notes(logging.WARNING)
+    files.addHandler(notes)
+    try:
+        yield
+    finally:
+        files.removeHandler(notes)
