@@ -67,6 +67,8 @@ def write_words(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     # Without its class's name, transformers puts Gemma's own pre-tokenizer in place of this one.
     names = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    # AutoProcessor gives the tokenizer, and not Gemma's processor of pictures and sound.
+    names |= {"processor_class": "PreTrainedTokenizerFast"}
     names |= {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=2) + "\n")
     (folder / "chat_template.jinja").write_text(TEMPLATE)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -14,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import parity_oracle as oracle
-from diffusiongemma.checkpoint import save
+from diffusiongemma.checkpoint import save, stand_in
 from diffusiongemma.checkpoint.config import from_hf
 from diffusiongemma.checkpoint.load import INDEX, SINGLE, find_shards, read_json
 from diffusiongemma.checkpoint.save import save_model
@@ -144,6 +145,17 @@ def test_without_a_vision_tower(model: DiffusionGemma, tmp_path: Path) -> None:
     again = oracle.open_ours(target)
     assert again.config == blind.config
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in blind.state_dict().items())
+    theirs = _theirs(target)  # nothing is missing, and so nothing is made up
+    spare = sum(math.prod(shape) for shape in stand_in.shapes(TOY.hidden).values())
+    assert sum(w.numel() for w in theirs.parameters()) == spare + sum(
+        w.numel() for w in blind.parameters()
+    )
+    stored = tensors(target)
+    name = next(name for name in stored if "embed_vision" in name)
+    stored[name] = torch.zeros(TOY.hidden, 2)  # of another tower
+    save_file(stored, target / SINGLE, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"1 unexpected: model\.encoder\.embed_vision"):
+        oracle.open_ours(target)
 
 
 def test_what_is_in_the_way(model: DiffusionGemma, tmp_path: Path) -> None:
@@ -285,7 +297,7 @@ VICTIM = """
 import sys, time
 from pathlib import Path
 import torch
-from diffusiongemma.checkpoint import save
+from diffusiongemma.checkpoint import save, stand_in
 from diffusiongemma.checkpoint.config import from_hf
 from diffusiongemma.checkpoint.load import load_model, read_json
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusiongemma.checkpoint import fp8
+from diffusiongemma.checkpoint import fp8, stand_in
 from diffusiongemma.checkpoint.section import Raw, Section, show
 from diffusiongemma.core.device import DTYPES
 from diffusiongemma.core.errors import ConfigError
@@ -124,7 +124,7 @@ def describe(raw: Raw) -> Described:
         raise ConfigError("config.json has no section text_config; is it the file of this model?")
     fields = _text_fields(text)
     vision = top.section("vision_config")
-    vision_fields = None if vision is None else _vision_fields(vision)
+    vision_fields = None if vision is None or _stands_in(vision) else _vision_fields(vision)
     fields["canvas_length"] = top.whole("canvas_length", 256, most=_LONGEST)
     for name, default in (("image", 258880), ("boi", 255999), ("eoi", 258882)):
         key = f"{name}_token_id"
@@ -263,6 +263,16 @@ def _rope(text: Section) -> dict[str, float]:
     }
 
 
+def _stands_in(vision: Section) -> bool:
+    """Whether the tower is one without layers, which is none."""
+    if vision.raw.get("num_hidden_layers") != 0:
+        return False
+    for key, value in stand_in.CONFIG.items():
+        vision.expect(key, value)
+    vision.taken |= vision.raw.keys()  # a copy has it anew
+    return True
+
+
 def _vision_fields(vision: Section) -> dict[str, Any]:
     vision.one_of("model_type", "gemma4_vision")
     fields: dict[str, Any] = {name: vision.whole(name) for name in _VISION}
@@ -322,7 +332,7 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         "eoi_token_id": config.eoi_token_id,
         "tie_word_embeddings": True,
         "text_config": text,
-        "vision_config": None if config.vision is None else _vision_to_hf(config.vision),
+        "vision_config": stand_in.CONFIG if config.vision is None else _vision_to_hf(config.vision),
     }
     if config.fp8:
         raw["quantization_config"] = fp8.scheme()

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from diffusiongemma.checkpoint import fp8, names
+from diffusiongemma.checkpoint import fp8, names, stand_in
 from diffusiongemma.checkpoint.slots import Slot, slots
 from diffusiongemma.core.errors import CheckpointError
 from diffusiongemma.core.reading import TABLES, read_json, unreadable
@@ -66,12 +66,14 @@ def load_model(
             "quantization_config, or fetch the weights that belong to it"
         )
     places = slots(model, stored)
-    _check(headers, places, folder, config.fp8)
+    spare = stand_in.shapes(config.hidden_size) if config.vision is None else {}
+    _check(headers, places, spare, folder, config.fp8)
     with tqdm(
         total=len(places), unit="tensor", desc="loading", disable=not progress, leave=False
     ) as bar:
         for shard, header in headers.items():
-            ours = {t: _place(t, places) for t in header if names.original(t) is None}
+            own = [t for t in header if names.original(t) is None and t not in spare]
+            ours = {t: _place(t, places) for t in own}
             # One mapped weight keeps all pages of its shard in memory, read or not.
             stays = device.type == "cpu" and all(
                 slot.stays(header[there][1], dtype) for there, slot in ours.items()
@@ -178,9 +180,16 @@ def _place(there: str, places: Mapping[str, Slot]) -> Slot:
 
 
 def _check(
-    headers: dict[Path, Header], places: Mapping[str, Slot], folder: Path, quantised: bool
+    headers: dict[Path, Header],
+    places: Mapping[str, Slot],
+    spare: Mapping[str, tuple[int, ...]],
+    folder: Path,
+    quantised: bool,
 ) -> None:
-    """Compare what is stored with what is expected, and raise one error for all that differs."""
+    """Compare what is stored with what is expected, and raise one error for all that differs.
+
+    Tensors of `spare` may be there, in their shapes, and are not read.
+    """
     missing = {names.to_there(here): "" for here in places}
     unexpected, shapes, twice = [], [], []
     formats: dict[str, list[str]] = {}
@@ -194,6 +203,8 @@ def _check(
             name = names.to_there(here) if slot is not None and original is None else there
             if name in seen:
                 twice.append(there)
+            elif there in spare and shape == spare[there]:
+                pass
             elif slot is None:
                 unexpected.append(there)
             elif shape != slot.shape:

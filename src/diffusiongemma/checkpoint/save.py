@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffusiongemma.checkpoint import fp8
+from diffusiongemma.checkpoint import fp8, stand_in
 from diffusiongemma.checkpoint.config import to_hf
 from diffusiongemma.checkpoint.load import INDEX, SINGLE
 from diffusiongemma.core.errors import CheckpointError
@@ -39,7 +39,7 @@ def save_model(
 ) -> Path:
     """Write config.json and the weights, in as many shards as needed.
 
-    A network without vision tower opens here as it was; transformers gives it a random tower.
+    A network without vision tower gets what stands in for one, see `stand_in`.
 
     Args:
         model: the network.
@@ -136,6 +136,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _write_weights(model: DiffusionGemma, folder: Path, shard_bytes: int) -> None:
     tensors = dict(fp8.stored(model))
+    if model.config.vision is None:
+        tensors |= stand_in.tensors(model.config.hidden_size, model.dtype)
     shards = list(_shards(tensors, shard_bytes))
     table, total = {}, 0
     for number, shard in enumerate(shards, start=1):

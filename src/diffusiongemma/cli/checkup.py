@@ -5,13 +5,13 @@ Where loading stops at the first problem, this goes on and collects them all.
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from diffusiongemma.checkpoint import hub, names
+from diffusiongemma.checkpoint import hub, names, stand_in
 from diffusiongemma.checkpoint.config import read_config
 from diffusiongemma.checkpoint.load import find_shards, load_model, open_shard
 from diffusiongemma.core.device import choose
@@ -74,9 +74,12 @@ class Checkup:
         if shards is None:
             return
         counts: Counter[str] = Counter()
+        spare: Collection[str] = ()
+        if config is not None and config.vision is None:
+            spare = stand_in.shapes(config.hidden_size)
         before = len(self.problems)
         for shard in shards:
-            counts.update(self._try(_count, shard) or {})
+            counts.update(self._try(_count, shard, spare) or {})
         if len(self.problems) > before:
             return
         self.facts["parameters"] = f"{counts.total():,}"
@@ -119,12 +122,12 @@ def _architecture(config: ModelConfig) -> dict[str, str]:
     }
 
 
-def _count(shard: Path) -> dict[str, int]:
-    """Parameters by stored format, from the header of one file."""
+def _count(shard: Path, spare: Collection[str]) -> dict[str, int]:
+    """Parameters by stored format, from the header of one file, but for spare tensors."""
     counts: Counter[str] = Counter()
     with open_shard(shard) as file:
         for name in file.keys():
-            if names.original(name) is None:
+            if names.original(name) is None and name not in spare:
                 stored = file.get_slice(name)
                 counts[stored.get_dtype()] += math.prod(stored.get_shape())
     return counts
