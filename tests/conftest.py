@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from diffusiongemma.kernels.native import build
+from settled import Settled
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is made
@@ -18,6 +19,14 @@ if not torch.cuda.is_available():
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small networks go through torch's operations, as large ones do, and not in one call."""
     monkeypatch.setattr(build, "_found", lambda: (None, "off in this test"))
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> Settled:
+    """What is put on the disk, and when."""
+    if not os.path.exists("/proc/self/fd"):
+        pytest.skip("needs /proc to see what is settled")
+    return Settled(monkeypatch)
 
 
 @pytest.fixture(params=["in one call", "by operations"])

@@ -26,6 +26,7 @@ from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.model import DiffusionGemma
 from diffusiongemma.quant.apply import quantise
 from parity_oracle import open_ours
+from settled import Settled
 
 MB = 1_000_000
 TOY = toys.Toy(seed=61, vision=False, calm=True)
@@ -157,6 +158,12 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(CheckpointError, match="ours cannot be written: No space left on device"):
         quantise_folder(tmp_path / "plain", tmp_path / "ours")
     assert {path.name for path in tmp_path.iterdir()} == {"plain"}
+
+
+def test_all_of_it_is_on_the_disk_before_it_has_its_name(tmp_path: Path, settled: Settled) -> None:
+    toys.write(TOY, tmp_path / "plain")
+    quantise_folder(tmp_path / "plain", tmp_path / "ours")
+    settled.check(tmp_path / "ours", ["", *(path.name for path in (tmp_path / "ours").iterdir())])
 
 
 LARGE = ModelConfig(

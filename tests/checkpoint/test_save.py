@@ -18,12 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import parity_oracle as oracle
-from diffusiongemma.checkpoint import save, stand_in
+from diffusiongemma.checkpoint import hub, save, stand_in
 from diffusiongemma.checkpoint.config import from_hf
 from diffusiongemma.checkpoint.load import INDEX, SINGLE, find_shards, read_json
 from diffusiongemma.checkpoint.save import save_model
+from diffusiongemma.core import atomic
 from diffusiongemma.core.errors import CheckpointError, ConfigError
 from diffusiongemma.model.model import DiffusionGemma
+from settled import Settled
 
 from .conftest import TOY
 
@@ -272,14 +274,14 @@ def test_a_failing_rename_brings_the_old_folder_back(
     written: Path, model: DiffusionGemma, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = shutil.copytree(written, tmp_path / "saved")
-    real, calls = Path.rename, []
+    real = Path.rename
 
     def rename(self: Path, other: Path) -> Path:
-        calls.append(self)
-        if len(calls) == 2:
+        if other == target and self.parent.name == "whole":
             raise PermissionError(13, "Permission denied")
         return real(self, other)
 
+    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(CheckpointError, match="cannot be written: Permission denied; check the"):
         save_model(model, target, overwrite=True)
@@ -300,6 +302,7 @@ import torch
 from diffusiongemma.checkpoint import save, stand_in
 from diffusiongemma.checkpoint.config import from_hf
 from diffusiongemma.checkpoint.load import load_model, read_json
+from diffusiongemma.core import atomic
 
 source, target, where = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 config = from_hf(read_json(source / "config.json"))
@@ -319,18 +322,16 @@ def wait_here(real, nth):
 if where == "writing":
     save.save_file = wait_here(save.save_file, 3)
 else:
-    Path.rename = wait_here(Path.rename, 1 if where == "before" else 2)
+    atomic._put = wait_here(atomic._put, 1)
 save.save_model(model, target, shard_bytes=50_000, overwrite=True)
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
-@pytest.mark.parametrize(
-    ("where", "there"),
-    [("writing", False), ("writing", True), ("before", False), ("before", True), ("between", True)],
-)
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("where", ["writing", "placing"])
 def test_a_killed_process_leaves_no_half_folder(
-    written: Path, tmp_path: Path, where: str, there: bool
+    written: Path, model: DiffusionGemma, tmp_path: Path, where: str, there: bool
 ) -> None:
     target = tmp_path / "saved"
     if there:
@@ -344,14 +345,26 @@ def test_a_killed_process_leaves_no_half_folder(
         assert victim.stdout is not None and victim.stdout.readline() == b"waiting\n"
         victim.send_signal(signal.SIGKILL)
     assert victim.returncode == -signal.SIGKILL
-    if where == "between":  # the old one is whole beside it
-        assert not target.exists()
-        (target,) = tmp_path.glob(".saved.old.*/saved")
     if there:
         assert listing(target) == listing(written)
     else:
         assert not target.exists()
-    assert all(path.name.startswith(".saved.") for path in tmp_path.iterdir() if path != target)
+    left = atomic.left_whole(target)
+    assert (left is not None) == (where == "placing")
+    if left is not None and not there:
+        with pytest.raises(CheckpointError, match="a save that was cut off left it whole in") as no:
+            hub.find(target)
+        assert str(left) in str(no.value) and oracle.open_ours(left)
+    save_model(model, target, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_all_of_it_is_on_the_disk_before_it_has_its_name(
+    model: DiffusionGemma, tmp_path: Path, settled: Settled
+) -> None:
+    for overwrite in (False, True):
+        target = save_model(model, tmp_path / "saved", shard_bytes=50_000, overwrite=overwrite)
+        settled.check(target, ["", *listing(target)])
 
 
 def test_a_config_is_read_back_by_any_json_reader(model: DiffusionGemma, tmp_path: Path) -> None:

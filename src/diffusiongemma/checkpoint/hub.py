@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from diffusiongemma.core.atomic import left_whole
 from diffusiongemma.core.errors import CheckpointError, OptionError
 
 FILES = ("*.safetensors", "*.json", "*.jinja")
@@ -62,6 +63,11 @@ def find(
         if revision is not None:
             raise OptionError(f"the folder {path} has no revision '{revision}'; omit revision")
         return _checked(path)
+    if text and (left := left_whole(path)) is not None:
+        raise CheckpointError(
+            f"no folder at {path}, but a save that was cut off left it whole in {left}; move it "
+            "to its place"
+        )
     if looks_like_hub_id(text) and isinstance(model, str):
         return _fetch(text, revision, token, offline, progress, endpoint)
     if isinstance(model, str) and not text.startswith((".", "~")) and os.sep not in text:

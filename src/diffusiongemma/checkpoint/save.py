@@ -1,16 +1,12 @@
 """A network -> a checkpoint folder that transformers opens.
 
-The folder appears whole or not at all: files are written to a hidden sibling, which is renamed. An
-old folder makes way between two renames; a process killed right there, or while it writes, leaves
-a hidden sibling behind, never a mixture.
+The folder appears whole or not at all; how, `core.atomic` knows.
 """
 
 import dataclasses
 import json
 import os
-import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +19,7 @@ from torch import Tensor
 from diffusiongemma.checkpoint import fp8, stand_in
 from diffusiongemma.checkpoint.config import to_hf
 from diffusiongemma.checkpoint.load import INDEX, SINGLE
+from diffusiongemma.core.atomic import replacing
 from diffusiongemma.core.errors import CheckpointError
 from diffusiongemma.model.model import DiffusionGemma
 
@@ -78,18 +75,15 @@ def whole_folder(folder: str | os.PathLike[str], *, overwrite: bool) -> Iterator
         CheckpointError: the folder is in the way, or cannot be written.
     """
     target = _free(folder, overwrite)
-    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch.mkdir()
-        yield scratch
-        _swap(scratch, target)
+        with replacing(target) as scratch:
+            scratch.mkdir()
+            yield scratch
     except CheckpointError:
         raise
     except (OSError, SafetensorError) as error:
-        raise _unwritable(target, error) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        raise unwritable(target, error) from error
 
 
 def _free(folder: str | os.PathLike[str], overwrite: bool) -> Path:
@@ -113,11 +107,12 @@ def _free(folder: str | os.PathLike[str], overwrite: bool) -> Path:
     except CheckpointError:
         raise
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise unwritable(folder, error) from error
     return target
 
 
-def _unwritable(folder: str | os.PathLike[str], error: Exception) -> CheckpointError:
+def unwritable(folder: str | os.PathLike[str], error: Exception) -> CheckpointError:
+    """The sentence for what the system, or safetensors, said when a folder was written."""
     reason = getattr(error, "strerror", None) or error
     return CheckpointError(
         f"{os.fspath(folder)} cannot be written: {reason}; check the disk and its permissions"
@@ -163,22 +158,6 @@ def _shards(tensors: dict[str, Tensor], limit: int) -> Iterator[dict[str, Tensor
         shard[name] = tensor
         size += tensor.nbytes
     yield shard
-
-
-def _swap(scratch: Path, target: Path) -> None:
-    """Put the new folder in the old one's place; the old one is kept until the new one is there."""
-    if not target.exists():
-        scratch.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    target.rename(old / target.name)
-    try:
-        scratch.rename(target)
-    except OSError:
-        (old / target.name).rename(target)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _merged(config: dict[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:

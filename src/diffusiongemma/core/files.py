@@ -1,11 +1,10 @@
 """Text files that people name: checked before the work, written whole or not at all after it."""
 
-import contextlib
 import os
-import secrets
 import shutil
 from pathlib import Path
 
+from diffusiongemma.core.atomic import replacing
 from diffusiongemma.core.errors import InputError
 
 _HELP = "name a file in a folder that exists and is yours"
@@ -37,20 +36,16 @@ def write_whole(path: str | os.PathLike[str], text: str) -> Path:
         InputError: the file cannot be written.
     """
     target = Path(os.path.realpath(path))
-    scratch = target.with_name(f".{target.name[:80]}.{secrets.token_hex(4)}")
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             Path(path).write_text(text, encoding="utf-8")  # a pipe or a terminal; a folder refuses
             return Path(path)
-        scratch.write_text(text, encoding="utf-8", errors="replace")
-        if target.exists():
-            shutil.copymode(target, scratch)
-        os.replace(scratch, target)
+        with replacing(target) as scratch:
+            scratch.write_text(text, encoding="utf-8", errors="replace")
+            if target.exists():
+                shutil.copymode(target, scratch)
     except OSError as error:
         raise InputError(
             f"'{os.fspath(path)}' cannot be written: {error.strerror or error}; {_HELP}"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
     return Path(path)

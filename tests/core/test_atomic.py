@@ -1,0 +1,216 @@
+"""Whole or not at all, at whatever moment the writer is killed; and nobody's work is swept away."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import killed_writes
+from cli_help import ENVIRONMENT
+from diffusiongemma.core import atomic
+from diffusiongemma.core.files import write_whole
+from settled import Settled
+
+OLD, NEW = killed_writes.OLD, killed_writes.NEW
+LEFT = ".target.0badcafe.partial"
+
+
+def leftover(place: Path, *kinds: str, lock: bool = True) -> Path:
+    """What a killed process leaves."""
+    folder = place / LEFT
+    folder.mkdir()
+    if lock:
+        (folder / "lock").touch()
+    for kind in kinds:
+        (folder / kind).mkdir()
+        killed_writes.fill(folder / kind / "target", f"a:{kind}")
+    return folder
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills its children")
+@pytest.mark.parametrize("case", killed_writes.CASES)
+def test_killed_at_every_moment(case: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, killed_writes.__file__, tmp_path / "place", case],
+        stdout=subprocess.PIPE, check=True, env=ENVIRONMENT,
+    )  # fmt: skip
+    _, old, new = killed_writes.CASES[case]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert found[0]["there"] == old and found[-1]["there"] == new
+    assert len(found) > 10
+    for moment in found:
+        assert moment["there"] in (old, new) or moment["left"] in (old, new)
+        assert moment["litter"] <= 1
+        assert moment["then"] == new, "the next write goes on as if nothing had been"
+        assert moment["names"] == ([] if new is None else ["target"])
+    if "without" in case:
+        assert {m["left"] for m in found if m["there"] is None} == {NEW}
+    elif old is not None:
+        assert new is None or all(m["there"] is not None for m in found), "it is never not there"
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("error", [OSError(28, "full"), KeyboardInterrupt(), SystemExit(143)])
+def test_an_error_leaves_what_was_there(
+    error: BaseException, exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "target"
+    killed_writes.fill(target, OLD)
+
+    def writing() -> None:
+        with atomic.replacing(target) as scratch:
+            killed_writes.fill(scratch, NEW)
+            raise error
+
+    with pytest.raises(type(error)):
+        writing()
+
+    def refused(one: Path, other: Path) -> bool:
+        if exchange:
+            raise error
+        monkeypatch.setattr(Path, "rename", second)
+        return False
+
+    def second(self: Path, other: Path) -> Path:
+        if other == target and self.parent.name == "whole":
+            raise error
+        os.rename(self, other)
+        return other
+
+    monkeypatch.setattr(atomic, "_exchange", refused)
+    with pytest.raises(type(error)):
+        killed_writes.write_folder(target)
+    assert killed_writes.content(target) == OLD
+    assert [one.name for one in tmp_path.iterdir()] == ["target"]
+
+
+def test_what_is_whole_and_nowhere_else_stays(tmp_path: Path) -> None:
+    left = leftover(tmp_path, "part", "whole", "old")
+    target = tmp_path / "target"
+    assert atomic.left_whole(target) == left / "whole" / "target"
+    atomic.sweep(tmp_path)
+    write_whole(tmp_path / "another", "text")
+    assert killed_writes.content(left / "whole" / "target") == "a:whole"
+    atomic.sweep(tmp_path, adopt=True)
+    assert killed_writes.content(target) == "a:whole" and atomic.left_whole(target) is None
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["another", "target"]
+
+
+@pytest.mark.parametrize("lock", [True, False])
+def test_the_dead_are_swept_whatever_they_were_writing(lock: bool, tmp_path: Path) -> None:
+    leftover(tmp_path, *(["part", "gone"] if lock else []), lock=lock)
+    write_whole(tmp_path / "another", "text")
+    assert [one.name for one in tmp_path.iterdir()] == ["another"]
+
+
+def test_a_living_neighbour_is_left_alone(tmp_path: Path) -> None:
+    """Another thread, and another process, that write the same file."""
+    target = tmp_path / "target"
+    script = (
+        "import sys; from pathlib import Path; from diffusiongemma.core.atomic import replacing\n"
+        "with replacing(Path(sys.argv[1])) as scratch:\n"
+        "    scratch.write_text('theirs'); print(flush=True); sys.stdin.readline()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, target],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT,
+    )  # fmt: skip
+    with process, atomic.replacing(target) as scratch:
+        assert process.stdout is not None and process.stdout.readline() == b"\n"
+        scratch.write_text("ours")
+        write_whole(target, "quick")
+        assert len(list(tmp_path.iterdir())) == 3
+        process.communicate(b"\n")
+        assert process.returncode == 0 and target.read_text() == "theirs"
+    assert target.read_text() == "ours"
+    assert [one.name for one in tmp_path.iterdir()] == ["target"]
+
+
+def test_many_writers_at_once(tmp_path: Path) -> None:
+    target, trouble = tmp_path / "target", []
+
+    def write(number: int) -> None:
+        try:
+            for _ in range(20):
+                write_whole(target, f"{number}" * 1000)
+        except Exception as error:
+            trouble.append(error)
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not trouble and target.read_text() in {f"{n}" * 1000 for n in range(4)}
+    assert [one.name for one in tmp_path.iterdir()] == ["target"]
+
+
+def test_what_is_not_ours_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other names, links, files, and folders of other users."""
+    precious = tmp_path / "precious"
+    killed_writes.fill(precious, OLD)
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / ".link.0badcafe.partial").symlink_to(precious)
+    (place / ".file.0badcafe.partial").touch()
+    (place / ".name.0badcafe").mkdir()
+    (place / "name.0badcafe.partial").mkdir()
+    before = sorted(place.iterdir())
+    atomic.sweep(place, adopt=True)
+    assert sorted(place.iterdir()) == before and killed_writes.content(precious) == OLD
+    left = leftover(place, "part")
+    user = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    atomic.sweep(place)
+    assert left.is_dir()
+
+
+def test_without_locks_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, "lock", lambda descriptor: None)
+    left = leftover(tmp_path, "part")
+    write_whole(tmp_path / "target", "text")
+    assert sorted(one.name for one in tmp_path.iterdir()) == [left.name, "target"]
+
+
+def test_long_names(tmp_path: Path) -> None:
+    for name in ("n" * 255, "😀" * 63, "a\nb"):
+        write_whole(tmp_path / name, "text")
+        assert [one.name for one in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
+
+
+def test_all_of_it_is_on_the_disk_before_it_has_its_name(tmp_path: Path, settled: Settled) -> None:
+    target = tmp_path / "target"
+    killed_writes.fill(target, OLD)
+    with atomic.replacing(target) as scratch:
+        killed_writes.fill(scratch, NEW)
+        (scratch / "deeper").mkdir()
+        (scratch / "deeper" / "d").write_text("new")
+    settled.check(target, ["", "a", "c", "deeper", "deeper/d"])
+    write_whole(tmp_path / "file", "text")
+    settled.check(tmp_path / "file", [""])
+
+
+def test_the_lock_is_the_process_s(tmp_path: Path) -> None:
+    """Killed, it is free at once."""
+    file = tmp_path / "lock"
+    script = (
+        "import os, sys, signal; from diffusiongemma.core.atomic import lock\n"
+        "held = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)\n"
+        "print(lock(held), flush=True); sys.stdin.readline()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, file],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT,
+    )  # fmt: skip
+    with process, file.open("a") as ours:
+        assert process.stdout is not None and process.stdout.readline() == b"True\n"
+        assert atomic.lock(ours.fileno()) is False
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert atomic.lock(ours.fileno()) is True
