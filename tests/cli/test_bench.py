@@ -53,6 +53,7 @@ def test_a_small_case_is_measured_and_written(
         (["--batch", "0"], "--batch must be at least 1"),
         (["--dtype", "int3"], "--dtype must be float32 or bfloat16"),
         (["--rounds", "0"], "--rounds must be at least 1"),
+        (["--json", "."], "'.' cannot be written: it is a folder"),
     ],
 )
 def test_bad_options_are_one_sentence(

@@ -15,6 +15,7 @@ from typing import Any
 
 from diffusiongemma.cli.options import Parser, whole
 from diffusiongemma.core.errors import OptionError
+from diffusiongemma.core.files import check_writable, write_whole
 
 USAGE = """\
 diffusiongemma bench [--model shipped|mid|FOLDER] [--quick] [--json FILE]
@@ -64,6 +65,9 @@ def run(args: argparse.Namespace) -> int:
     for name in ("part", "out", "device"):
         if getattr(args, name) is not None:
             raise OptionError(f"--{name} needs --size; name one, or omit it")
+    if args.json is not None:  # before the work, which takes long
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(args.json)
     import torch
 
     from diffusiongemma.cli.benching import floor, theirs
@@ -86,8 +90,7 @@ def run(args: argparse.Namespace) -> int:
     for name, dtype in itertools.product(wanted["model"], wanted["dtype"]):
         report["cases"] += _network(name, dtype, rates[dtype], wanted, args, alone)
     if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_whole(args.json, json.dumps(report, indent=1) + "\n")
     return 0
 
 

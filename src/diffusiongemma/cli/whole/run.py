@@ -20,15 +20,11 @@ from diffusiongemma.cli.whole import account, answers, check, parts, rival
 from diffusiongemma.cli.whole.card import card
 from diffusiongemma.cli.whole.clock import Clock, data_sheet, limits
 from diffusiongemma.cli.whole.network import TOY, config_of, made, skew
+from diffusiongemma.core.atomic import lock
 from diffusiongemma.core.device import choose
 from diffusiongemma.core.errors import OptionError
 from diffusiongemma.kernels.ops import backends
 from diffusiongemma.model.model import DiffusionGemma
-
-try:
-    import fcntl
-except ImportError:  # not on every system
-    fcntl = None
 
 PARTS = ("check", "bf16", "fp8", "batch")
 LIMIT = 7 * 60.0  # seconds after which no further case begins
@@ -94,14 +90,10 @@ def _alone(folder: Path | None, name: str) -> Iterator[Path | None]:
         why = error.strerror or error
         raise OptionError(f"--out {folder} cannot be written: {why}; name another") from error
     with file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise OptionError(
-                    f"another bench is writing to {folder / name}; wait for it, or name another "
-                    "folder"
-                ) from error
+        if lock(file.fileno()) is False:
+            raise OptionError(
+                f"another bench is writing to {folder / name}; wait for it, or name another folder"
+            )
         yield folder / name
 
 
