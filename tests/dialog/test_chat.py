@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from diffusiongemma.core.errors import CheckpointError, InputError
+from diffusiongemma.dialog.calls import ToolCall
 from diffusiongemma.dialog.chat import Chat, SpecialIds
 from diffusiongemma.dialog.tokenizer import Tokenizer
-from diffusiongemma.dialog.tools import ToolCall
 from toys_words import write_words
 
 ChatIn = Callable[[Path], Chat]

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from diffusiongemma.dialog.calls import ToolCall
 from diffusiongemma.dialog.chat import Chat, SpecialIds
 from diffusiongemma.dialog.marks import Opening
 from diffusiongemma.dialog.reply import ReplyStream, Said, parse
 from diffusiongemma.dialog.tokenizer import Tokenizer
-from diffusiongemma.dialog.tools import ToolCall
 from toys_words import FIRST_BYTE, MARKS
 
 MARK = {mark: number for number, mark in enumerate(MARKS)}

@@ -241,7 +241,7 @@ def test_a_turn_with_an_error_is_as_if_it_had_never_been(gemma: dg.Gemma) -> Non
 def test_thoughts_and_calls_go_into_the_history(gemma: dg.Gemma) -> None:
     from dataclasses import replace
 
-    from diffusiongemma.dialog.tools import ToolCall
+    from diffusiongemma.dialog.calls import ToolCall
     from diffusiongemma.engine.conversation import _answered
 
     reply = gemma.generate("hi", seed=1, max_new_tokens=1, max_denoising_steps=1)

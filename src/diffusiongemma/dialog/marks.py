@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from diffusiongemma.dialog.calls import QUOTE
 from diffusiongemma.dialog.tokenizer import Tokenizer
-from diffusiongemma.dialog.tools import QUOTE
 
 Kind = Literal["text", "thought", "call"]
 

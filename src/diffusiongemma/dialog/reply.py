@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from diffusiongemma.dialog.calls import QUOTE, ToolCall, read_calls
 from diffusiongemma.dialog.marks import Kind, Marks, Opening
 from diffusiongemma.dialog.stream import TextStream
 from diffusiongemma.dialog.tokenizer import Tokenizer
-from diffusiongemma.dialog.tools import QUOTE, ToolCall, parse_call
 
 
 class Said(NamedTuple):
@@ -123,10 +123,9 @@ class ReplyStream:
         elif self._kind == "text":
             self._say(piece)
         else:
-            call = parse_call(self._call_text([*self._before, *ids]))
-            if call is not None:
-                self.tool_calls.append(call)
-            else:  # no call after all: its words stay, its marks go
+            calls = read_calls(self._call_text([*self._before, *ids]))
+            self.tool_calls += calls
+            if not calls:  # no call after all: its words stay, its marks go
                 self._say(self._as_words(piece))
 
     def _say(self, piece: list[tuple[int, int]]) -> None:

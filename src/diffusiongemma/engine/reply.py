@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from diffusiongemma.dialog.tools import ToolCall
+from diffusiongemma.dialog.calls import ToolCall
 from diffusiongemma.diffusion.loop import Commit
 from diffusiongemma.engine.page import page
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 from diffusiongemma.core.errors import InputError
 from diffusiongemma.core.files import write_whole
-from diffusiongemma.dialog.tools import ToolCall
+from diffusiongemma.dialog.calls import ToolCall
 from diffusiongemma.engine.events import Committed, Event, Finished, Refined
 from diffusiongemma.engine.reply import Reply, Stats
 from diffusiongemma.engine.trace import KINDS, LIMIT, About, Token, Trace, clean
