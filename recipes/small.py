@@ -49,7 +49,7 @@ MARKS = (
 HEADS = ("system", "user", "model", "thought")
 TEMPLATE = """\
 {{ bos_token }}{% for m in messages %}<|turn>{{ 'model' if m.role == 'assistant' else m.role }}
-{{ m.content | trim }}<turn|>
+{{ (m.content if m.content is string else m.content | map(attribute='text') | join) | trim }}<turn|>
 {% endfor %}{% if add_generation_prompt %}<|turn>model
 {% endif %}"""
 

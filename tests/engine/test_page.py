@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import diffusiongemma as dg
-from diffusiongemma.dialog.tools import ToolCall
+from diffusiongemma.dialog.calls import ToolCall
 from diffusiongemma.engine.page import VEILS, page
 
 

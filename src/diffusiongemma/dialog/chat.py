@@ -14,6 +14,7 @@ from diffusiongemma.core.errors import InputError
 from diffusiongemma.dialog import guard as guards
 from diffusiongemma.dialog.marks import Marks, Opening
 from diffusiongemma.dialog.messages import Media, flatten, plain
+from diffusiongemma.dialog.parts import Parts
 from diffusiongemma.dialog.reply import Parsed, parse
 from diffusiongemma.dialog.settings import ImageSettings
 from diffusiongemma.dialog.template import Template, find_template, special_names
@@ -81,6 +82,7 @@ class Chat:
         self.template = template
         self.names = names or {}
         self.settings = settings or ImageSettings()
+        self._parts = Parts(lambda turns: self._write(turns, None, False))
 
     @classmethod
     def from_folder(
@@ -141,6 +143,7 @@ class Chat:
             CheckpointError: the template breaks the sandbox.
         """
         turns, media = flatten(messages)
+        turns = turns if self.template is None else self._parts.fit(turns)
         declared = plain(check_tools(tools), "tools")
         if guard:
             turns = guards.mark(turns, self.tokenizer.control)

@@ -96,12 +96,7 @@ def _turn(message: Any, where: str, media: list[Media]) -> dict[str, Any]:
         if key not in _KEYS and value:  # clients send empty fields that mean nothing
             raise InputError(f"{where}: {unknown_name('key', str(key), _KEYS)}")
     turn: dict[str, Any] = {"role": _ROLES[role]}
-    content = _content(message.get("content"), where, media)
-    words = isinstance(content, list) and all(part["type"] == "text" for part in content)
-    if words and turn["role"] in ("system", "tool"):
-        # Gemma's templates print a list here as Python would; clients send lists of one text.
-        content = "\n".join(part["text"] for part in content)
-    turn["content"] = content
+    turn["content"] = _content(message.get("content"), where, media)
     calls = check_calls(message["tool_calls"], where) if message.get("tool_calls") else []
     if message.get("content") is None and not calls and not message.get("tool_responses"):
         raise InputError(f"{where} has no content; give a text or a list of parts")
