@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffusiongemma.core.brief import Brief
 from diffusiongemma.core.errors import CheckpointError, InputError
 from diffusiongemma.diffusion.accept import AcceptRule
 from diffusiongemma.diffusion.config import SamplerConfig
@@ -79,8 +80,8 @@ class Recipe:
     ask: Ask | None = None
 
 
-@dataclass(slots=True, kw_only=True)
-class DraftStep:
+@dataclass(slots=True, kw_only=True, repr=False)
+class DraftStep(Brief):
     """One step of one canvas, as a researcher sees it. Rows: B = 1.
 
     Attributes:
@@ -113,8 +114,8 @@ class DraftStep:
         self._draft.replace(canvas_BL)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Commit:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Commit(Brief):
     """A finished canvas.
 
     Attributes:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from diffusiongemma.core.brief import Brief
 from diffusiongemma.core.errors import OptionError
 from diffusiongemma.diffusion.accept import AcceptRule, EntropyBound
 from diffusiongemma.diffusion.config import SamplerConfig
@@ -16,8 +17,8 @@ from diffusiongemma.diffusion.stop import Progress, stable, sure
 from diffusiongemma.kernels.readout import Readout
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Step(Brief):
     """What one refinement did.
 
     Attributes:

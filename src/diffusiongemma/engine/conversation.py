@@ -12,7 +12,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -21,6 +21,7 @@ from diffusiongemma.core.patches import Patches
 from diffusiongemma.dialog.chat import Chat
 from diffusiongemma.dialog.reply import ReplyStream
 from diffusiongemma.engine.events import Committed, Event, Finished
+from diffusiongemma.engine.options import ConversationOptions, Pictures
 from diffusiongemma.engine.prompt import Messages, Text
 from diffusiongemma.engine.quick import Quick
 from diffusiongemma.engine.reply import Reply
@@ -74,8 +75,8 @@ class Conversation:
         prompt: Text | Messages,
         *,
         seed: int | None = None,
-        images: Any = (),
-        **options: Any,
+        images: Pictures | None = (),
+        **options: Unpack[ConversationOptions],
     ) -> Reply:
         """Answer the next turn.
 
@@ -99,8 +100,8 @@ class Conversation:
         prompt: Text | Messages,
         *,
         seed: int | None = None,
-        images: Any = (),
-        **options: Any,
+        images: Pictures | None = (),
+        **options: Unpack[ConversationOptions],
     ) -> Generator[Event, None, None]:
         """Answer the next turn and tell of every step; arguments as in `generate`.
 

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+from diffusiongemma.core.brief import Brief
 from diffusiongemma.dialog.reply import Said
 from diffusiongemma.diffusion.loop import Commit, DraftStep
 from diffusiongemma.engine.reply import Reply
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refined:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Refined(Brief):
     """A step of a canvas. All tuples have one entry a position.
 
     Attributes:
@@ -34,8 +35,8 @@ class Refined:
     after: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Committed:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Committed(Brief):
     """A canvas has become part of the answer.
 
     Attributes:
@@ -53,8 +54,8 @@ class Committed:
     thought: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Finished(Brief):
     """The end."""
 
     reply: Reply

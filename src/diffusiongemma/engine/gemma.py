@@ -8,16 +8,16 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from diffusiongemma.checkpoint.save import save_model
 from diffusiongemma.core.device import Device
-from diffusiongemma.core.errors import InputError, OptionError
+from diffusiongemma.core.errors import InputError, OptionError, unknown_name
 from diffusiongemma.core.patches import Patches
 from diffusiongemma.dialog.chat import Chat
 from diffusiongemma.dialog.reply import ReplyStream
@@ -28,6 +28,7 @@ from diffusiongemma.diffusion.loop import Commit, DraftStep, Recipe
 from diffusiongemma.engine.conversation import Conversation
 from diffusiongemma.engine.events import Event, Finished
 from diffusiongemma.engine.many import answer_many
+from diffusiongemma.engine.options import ConversationOptions, Options
 from diffusiongemma.engine.prompt import Asked, Ids, Messages, Text, read
 from diffusiongemma.engine.quick import Quick
 from diffusiongemma.engine.reply import Reply
@@ -42,6 +43,14 @@ from diffusiongemma.engine.request import (
 )
 from diffusiongemma.kernels.readout import BANNED, Ask
 from diffusiongemma.model.model import DiffusionGemma, Inputs
+
+_KNOWN = {
+    *Asked.__slots__,
+    *(field.name for field in fields(SamplerConfig)),
+    "rule",
+    "seed",
+    "stop",
+}
 
 
 class Ban:
@@ -112,7 +121,8 @@ class Gemma:
 
     def __repr__(self) -> str:
         count = sum(weight.numel() for weight in self.model.parameters())
-        return f"Gemma({str(self.folder)!r}, {count:,} parameters, {self.device.reason})"
+        where, kind = self.device.device, str(self.model.dtype).removeprefix("torch.")
+        return f"Gemma({self.folder.name!r:.60}, {count:,} parameters, {where}, {kind})"
 
     def generate(
         self,
@@ -121,7 +131,7 @@ class Gemma:
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         rule: AcceptRule | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> Reply:
         """Answer a prompt.
 
@@ -150,7 +160,7 @@ class Gemma:
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         rule: AcceptRule | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> Iterator[Event]:
         """Answer a prompt and tell of every step; arguments as in `generate`.
 
@@ -167,7 +177,7 @@ class Gemma:
         seed: int | None = None,
         rule: AcceptRule | None = None,
         ask: Ask | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> Iterator[DraftStep]:
         """Every step with its canvas, hidden states and readout, for research.
 
@@ -178,7 +188,7 @@ class Gemma:
         items = self._draft(request, embed(self.model, request))
         return (item for item in items if isinstance(item, DraftStep))
 
-    def converse(self, **options: Any) -> Conversation:
+    def converse(self, **options: Unpack[ConversationOptions]) -> Conversation:
         """A conversation that remembers what was said, and reads only what is new in each turn.
 
         Args:
@@ -194,7 +204,8 @@ class Gemma:
             raise OptionError("images and seeds belong to a turn; give them to its generate")
         usual = {"stop": None, "rule": None} | options
         given = {name: value for name, value in options.items() if name not in ("stop", "rule")}
-        self._request("?", None, usual["stop"], usual["rule"], None, given)  # refused now, or never
+        stop, rule = options.get("stop"), options.get("rule")
+        self._request("?", None, stop, rule, None, given)  # refused now, or never
         return Conversation(self._quick, self.chat, self._request, usual)
 
     def generate_many(
@@ -204,7 +215,7 @@ class Gemma:
         seed: int | Sequence[int] | None = None,
         stop: str | Sequence[str] | None = None,
         rule: AcceptRule | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> list[Reply]:
         """Answer several prompts together. Each gets the answer it would get alone.
 
@@ -269,10 +280,12 @@ class Gemma:
         stop: Any,
         rule: AcceptRule | None,
         ask: Ask | None,
-        options: dict[str, Any],
+        options: Mapping[str, Any],
     ) -> Request:
         """Check everything before any work is done."""
         started = time.perf_counter()
+        for name in options.keys() - _KNOWN:
+            raise OptionError(unknown_name("option", name, _KNOWN))
         reading = {name: options[name] for name in Asked.__slots__ if name in options}
         reading["images"] = _several(reading.get("images"))
         sampling = {name: value for name, value in options.items() if name not in reading}

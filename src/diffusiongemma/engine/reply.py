@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from diffusiongemma.core.brief import Brief
 from diffusiongemma.dialog.calls import ToolCall
 from diffusiongemma.diffusion.loop import Commit
 from diffusiongemma.engine.page import page
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stats:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Stats(Brief):
     """How an answer came about.
 
     Attributes:
@@ -57,8 +58,8 @@ class Stats:
         return asdict(self) | {name: getattr(self, name) for name in rates}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Reply(Brief):
     """An answer.
 
     Attributes:

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from diffusiongemma.core.brief import Brief
 from diffusiongemma.kernels.draw import draw
 from diffusiongemma.kernels.fast import attempt, fast, triton
 from diffusiongemma.kernels.linear import linear
@@ -38,8 +39,8 @@ BANNED = -1.0e9
 _TOGETHER = 1 << 18  # logits that are made and read together
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Ask(Brief):
     """What a readout should report beside the usual.
 
     Attributes:
@@ -53,8 +54,8 @@ class Ask:
     members_V: Bool[Tensor, " V"] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Readout:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Readout(Brief):
     """The vocabulary, read. All probabilities are those at the row's temperature.
 
     Attributes:
