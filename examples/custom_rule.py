@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import diffusiongemma as dg
 
+PROMPTS = ["Sort: 8 41 3 25 9 61 7 2", "Sudoku: .2.. ...4 .3.. 1...", "What is 1003 - 847?"]
+
 
 @dataclass(frozen=True)
 class Margin:
@@ -21,13 +23,15 @@ class Margin:
         return first_BL - second_BL >= math.log(self.times)
 
 
-def steps_of_each_canvas(rule, **options):
-    """How long each canvas took."""
-    steps = gemma.steps("Sort: 52 7 30 9 11", seed=7, max_new_tokens=32, rule=rule, **options)
-    return [step.number for step in steps if step.last]
+def steps(prompt, rule):
+    """How many steps the first canvas takes."""
+    ask = dg.Ask(top=2)  # the rule reads the two likeliest tokens
+    told = gemma.steps(prompt, seed=7, max_new_tokens=32, rule=rule, ask=ask)
+    return next(step.number for step in told if step.last)
 
 
 gemma = dg.load(*sys.argv[1:2])
-print("entropy bound:", steps_of_each_canvas(None))
-for times in (2, 8, 32):  # the rule reads the two likeliest tokens, so they are asked for
-    print(f"margin of {times}:", steps_of_each_canvas(Margin(times), ask=dg.Ask(top=2)))
+print("steps of:", ", ".join(PROMPTS))
+for rule in (None, dg.EntropyBound(3.0), Margin(2), Margin(8), Margin(1000)):
+    counts = [steps(prompt, rule) for prompt in PROMPTS]
+    print(f"{rule or 'the checkpoint, its own'}: {counts}")

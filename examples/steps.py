@@ -1,4 +1,4 @@
-"""Look into every step, and meddle: entropies as they fall, and a canvas replaced half-way.
+"""Look into every step, and meddle: doubt as it falls, and a canvas turned around half-way.
 
 python examples/steps.py [FOLDER]
 """
@@ -7,30 +7,26 @@ import sys
 
 import diffusiongemma as dg
 
+PROMPT = "Sort: 31 13 33 11 3 1 30 10"
 gemma = dg.load(*sys.argv[1:2])
-options = {"seed": 7, "max_new_tokens": 16, "max_denoising_steps": 12}
 
 
-def final(meddle):
-    """The most likely canvas after the last step of the first canvas."""
-    for step in gemma.steps("Sort: 52 7 30 9 11", **options):
-        meddle(step)
+def watched(meddle_at):
+    """Of the first canvas: each step's doubt and accepted tokens, and what it says in the end."""
+    seen = []
+    for step in gemma.steps(PROMPT, seed=7, max_new_tokens=32):
+        seen.append((step.readout.entropy_BL.mean().item(), step.step.accepted_BL.sum().item()))
         if step.last:
-            return step.step.best_BL[0].tolist()
+            return seen, step.step.best_BL[0].tolist()
+        if step.number == meddle_at:  # the next step sees the canvas backwards
+            step.replace(step.step.canvas_BL.flip(-1))
 
 
-def report(step):
-    """One line a step."""
-    entropy, kept = step.readout.entropy_BL.mean(), step.step.accepted_BL.sum()
-    print(f"step {step.number:2}: {entropy:.3f} nats a token, {kept} accepted")
-
-
-def turn_around(step):
-    """After step 4, hand the model its own canvas backwards."""
-    if step.number == 4:
-        step.replace(step.step.canvas_BL.flip(-1))
-
-
-left, changed = final(report), final(turn_around)
-same = sum(a == b for a, b in zip(left, changed, strict=True))
-print(f"{same} of {len(left)} tokens are the same after the canvas was turned around")
+left, said = watched(None)
+turned, said_then = watched(1)
+print(f"{PROMPT}\nstep   nats a token, accepted   the same after step 1 was turned around")
+for number in range(max(len(left), len(turned))):
+    cells = [f"{run[number][0]:.3f} {run[number][1]:4}" for run in (left, turned) if run[number:]]
+    print(f"{number + 1:4}   {'                  '.join(cells)}")
+same = sum(a == b for a, b in zip(said, said_then, strict=True))
+print(f"the last canvases agree in {same} of {len(said)} tokens")
