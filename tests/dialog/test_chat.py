@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from diffusiongemma.core.errors import CheckpointError, InputError
@@ -178,6 +180,46 @@ def test_images(chat: Chat, marks: dict[str, int], folder: Path) -> None:
     assert folded == theirs(folder, talk, enable_thinking=False)
 
 
+def test_a_picture_by_every_name(chat: Chat, tmp_path: Path) -> None:
+    """As Hugging Face's documents and OpenAI's clients name its source."""
+    image = Image.new("RGB", (40, 30), "teal")
+    image.save(tmp_path / "a.png")
+    whole = uri(image)
+    parts = [
+        {"type": "image", "image": image},
+        {"type": "image", "image": np.asarray(image)},
+        {"type": "image", "image": whole},
+        {"type": "image", "path": str(tmp_path / "a.png")},
+        {"type": "image", "path": tmp_path / "a.png", "url": None},
+        {"type": "image", "base64": whole.partition(",")[2]},
+        {"type": "image", "base64": whole},
+        {"type": "image", "url": whole},
+        {"type": "image_url", "image_url": {"url": whole}},
+        {"type": "image_url", "image_url": whole},
+    ]
+    prompts = [chat.render([{"role": "user", "content": [part]}]) for part in parts]
+    for prompt in prompts:
+        assert prompt.ids == prompts[0].ids
+        assert torch.equal(prompt.images[0].values_PX, prompts[0].images[0].values_PX)
+
+
+def test_a_stranger_opens_no_files(chat: Chat, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    for key in ("path", "image"):
+        part = {"type": "image", key: str(tmp_path / "a.png")}
+        with pytest.raises(InputError, match="files are not opened here"):
+            chat.render([{"role": "user", "content": [part]}], files=False)
+
+
+def test_numbers_of_numpy_in_messages(chat: Chat) -> None:
+    def asked(number: object) -> list[int]:
+        call = {"function": {"name": "f", "arguments": {"n": number}}}
+        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
+        return chat.render(messages).ids
+
+    assert asked(np.int64(3)) == asked(3) and asked(np.float64(0.5)) == asked(0.5)
+
+
 def test_video(chat: Chat, marks: dict[str, int]) -> None:
     part = {"type": "video", "frames": [Image.new("RGB", (40, 40))] * 3, "timestamps": [0, 9, 61]}
     content = [part, {"type": "text", "text": "What moves?"}]
@@ -218,7 +260,7 @@ USER = {"role": "user", "content": "x"}
         ([{"role": "user", "content": [{"type": "audio"}]}], "part 1 must be .*got type 'audio'"),
         ([{"role": "user", "content": [{"type": "text"}]}], "'text' must be a text, got NoneType"),
         ([{"role": "user", "content": [{"type": "text", "text": "", "txt": 1}]}], "unknown key "),
-        ([{"role": "user", "content": [{"type": "image"}]}], "has no 'image'; give a path"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "has no 'image'; give one of 'image'"),
         (
             [
                 {
@@ -232,6 +274,25 @@ USER = {"role": "user", "content": "x"}
             [{"role": "user", "content": [{"type": "image_url", "image_url": "/etc/passwd"}]}],
             "only data: URIs are taken",
         ),
+        (
+            [{"role": "user", "content": [{"type": "image", "url": "https://x/a.png"}]}],
+            "only data: URIs are taken as 'url', .*network; download the picture first, and pass",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "image", "url": "/etc/passwd"}]}],
+            "only data: URIs are taken as 'url'",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "image", "image": "https://x/a.png"}]}],
+            "is a web address, .*network; download it first, and pass the file",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "image", "image": b"", "path": "a"}]}],
+            "has 'image' and 'path'; give one of",
+        ),
+        ([{"role": "user", "content": [{"type": "image", "path": 3}]}], "must be a path, got int"),
+        ([{"role": "user", "content": [{"type": "image", "base64": b""}]}], "be a text, got bytes"),
+        ([{"role": "user", "content": [{"type": "image", "base64": "%"}]}], "not valid base64"),
         ([{"role": "user", "content": [{"type": "video"}]}], "either 'video' or 'frames'"),
         (
             [{"role": "user", "content": [{"type": "video", "video": b"", "fps": 2}]}],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from diffusiongemma.core.errors import CheckpointError, ConfigError, InputError, OptionError
@@ -106,6 +107,51 @@ def test_every_kind_of_source(tmp_path: Path) -> None:
     uri = "data:image/png;base64," + base64.b64encode(data).decode()
     for source in (file, str(file), data, bytearray(data), image, uri):
         assert np.array_equal(np.asarray(load(source)), np.asarray(image))
+    pixels = np.asarray(image)
+    tensor = torch.from_numpy(pixels.copy())
+    for array in (pixels, pixels.astype(np.int64), pixels[:, ::-1][:, ::-1], tensor,
+                  pixels.transpose(2, 0, 1), tensor.permute(2, 0, 1).contiguous()):  # fmt: skip
+        assert np.array_equal(np.asarray(load(array)), pixels)
+
+
+def test_arrays_of_one_and_four_channels() -> None:
+    grey, clear = picture(5, 6, "L"), picture(5, 6, "RGBA")
+    for image in (grey, clear):
+        assert np.array_equal(np.asarray(load(np.asarray(image))), np.asarray(load(image)))
+    for array in (np.asarray(grey)[..., None], np.asarray(grey)[None]):
+        assert np.array_equal(np.asarray(load(array)), np.asarray(load(grey)))
+
+
+@pytest.mark.parametrize("size", [(640, 480), (31, 977)])
+def test_parity_of_arrays(size: tuple[int, int]) -> None:
+    """As the reference's processor sees the same array."""
+    pytest.importorskip("transformers")
+    from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+
+    array = np.asarray(picture(*size))
+    theirs = Gemma4ImageProcessorPil()([array], return_tensors="np")
+    ours = patches(load(array)).values_PX.numpy()
+    np.testing.assert_allclose(ours, theirs["pixel_values"][0][: len(ours)], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("array", "match"),
+    [
+        (np.zeros((5, 5, 2), np.uint8), r"has shape \(height, width, 3\), got \(5, 5, 2\)"),
+        (np.zeros((1, 4, 4, 3), np.uint8), r"got \(1, 4, 4, 3\)"),
+        (np.zeros(9, np.uint8), r"got \(9,\)"),
+        (np.zeros((4, 4)), r"from 0 to 255, got float64 from 0.0 to 0.0; numbers from 0 to 1 bec"),
+        (torch.zeros(3, 4, 4), r"from 0 to 255, got torch.float32 from 0.0"),
+        (np.full((4, 4), 256), "got int64 from 256 to 256"),
+        (np.full((4, 4), -1), "got int64 from -1 to -1"),
+        (np.zeros((4, 4), bool), "got bool from False to False"),
+        (np.zeros((0, 4, 3), np.uint8), "has no pixels; pass one of at least 1x1"),
+        (np.broadcast_to(np.uint8(0), (9000, 9000)), "9000x9000 pixels, more than the 64 million"),
+    ],
+)
+def test_bad_arrays(array: object, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        load(array)
 
 
 def test_photographs_are_turned_upright() -> None:
@@ -140,7 +186,7 @@ def test_files_can_be_forbidden(tmp_path: Path) -> None:
         (b"", "given as 0 bytes is not an image of a format read here"),
         (b"hello" * 100, "given as 500 bytes is not an image of a format read here .*convert it"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image of a format read"),
-        (7, "must be a path, bytes, a PIL image or a data: URI, got int"),
+        (7, "must be a path, bytes, an array, a PIL image or a data: URI, got int"),
         (None, "got NoneType"),
         ("data:image/png,abc", "is not in base64; write data:image/png;base64"),
         ("data:image/png;base64", "is not in base64"),

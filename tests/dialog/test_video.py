@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -62,6 +63,14 @@ def test_stamp() -> None:
     assert [stamp(t) for t in (0.0, 9.99, 60.0, 61.5, 6000.0)] == [
         "00:00", "00:09", "01:00", "01:01", "100:00",
     ]  # fmt: skip
+
+
+def test_arrays_of_frames() -> None:
+    pictures = np.zeros((3, 8, 6, 3), np.uint8)
+    found = frames({"frames": pictures, "timestamps": np.array([0.0, 1.5, 3.0])})
+    assert [second for second, _ in found] == [0.0, 1.5, 3.0]
+    assert [image.size for _, image in found] == [(6, 8)] * 3
+    assert [second for second, _ in frames({"frames": pictures, "fps": np.float32(2)})][1] == 0.5
 
 
 STILL = Image.new("L", (4, 4))

@@ -1,7 +1,9 @@
 """The process by hand-made numbers: canvases of four tokens, no network."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -150,9 +152,27 @@ def test_the_file_of_the_checkpoint_is_honoured_and_null_is_the_default() -> Non
     assert SamplerConfig.from_generation_config(config.to_generation_config()) == config
 
 
+def test_numbers_of_numpy_are_taken_as_pythons() -> None:
+    given = {
+        "max_denoising_steps": np.int64(12),
+        "entropy_bound": np.float32(0.5),
+        "t_max": np.float64(1),
+        "t_min": np.int8(1),
+        "max_new_tokens": np.array(7),
+    }
+    plain = {"max_denoising_steps": 12, "entropy_bound": 0.5, "t_max": 1.0, "t_min": 1.0}
+    plain |= {"max_new_tokens": 7}
+    config = SamplerConfig().with_options(**given)
+    assert config == SamplerConfig(**plain)
+    json.dumps([getattr(config, name) for name in given])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"max_denoising_steps": np.True_}, "max_denoising_steps must be a whole number"),
+        ({"t_min": np.True_}, "t_min must be a number"),
+        ({"max_new_tokens": np.array([7])}, "max_new_tokens must be a whole number"),
         ({"entropy_bnd": 1}, "unknown option 'entropy_bnd'; did you mean 'entropy_bound'"),
         ({"max_denoising_steps": 0}, "max_denoising_steps must be a whole number of at least 1"),
         ({"max_denoising_steps": 2.5}, "max_denoising_steps must be a whole number"),

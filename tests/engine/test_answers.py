@@ -1,11 +1,13 @@
 """The door, on random checkpoints: seeds, exact lengths, streams, rows together, research."""
 
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -244,13 +246,12 @@ def test_a_loop_is_noticed(tokens: list[int], loops: bool) -> None:
             OptionError,
             "canvas_length 999 is longer than the context",
         ),
-        (torch.ones(2, 3).long(), {}, InputError, "token ids must be a one-dimensional tensor"),
-        (
-            torch.ones(3),
-            {},
-            InputError,
-            "token ids must be a one-dimensional tensor of whole numbers",
-        ),
+        (torch.ones(2, 3).long(), {}, InputError, r"one row of whole numbers, got shape \(2, 3\)"),
+        (torch.ones(3), {}, InputError, "of torch.float32; give several prompts to generate_many"),
+        (np.ones(3), {}, InputError, "one row of whole numbers, got shape .* of float64"),
+        (np.ones(3, bool), {}, InputError, "one row of whole numbers, got shape .* of bool"),
+        (np.ones((1, 1, 3), int), {}, InputError, r"got shape \(1, 1, 3\)"),
+        ([[5, 6], [7]], {}, InputError, "no tokenizer.json, so a prompt must be a list of token"),
         ([319, 319], {}, InputError, "2 image placeholder tokens, but its 0 image"),
     ],
 )
@@ -295,16 +296,57 @@ def test_many_seeds_need_as_many_prompts(speaks_ids: dg.Gemma) -> None:
     assert speaks_ids.generate_many([]) == []
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        tuple(PROMPT),
+        range(5, 12),
+        [PROMPT],
+        np.array(PROMPT),
+        np.array([PROMPT], np.int32),
+        [np.int64(one) for one in PROMPT],
+        list(torch.tensor(PROMPT)),
+        torch.tensor(PROMPT),
+        torch.tensor([PROMPT]),
+        [torch.tensor(PROMPT)],
+        torch.tensor(PROMPT).to(torch.uint8),
+    ],
+)
+def test_ids_in_every_shape(speaks_ids: dg.Gemma, prompt) -> None:
+    from diffusiongemma.engine.trace import record
+
+    reply = speaks_ids.generate(prompt, seed=3, max_new_tokens=8, **QUICK)
+    options = {"seed": np.uint64(3), "max_new_tokens": np.int64(8)}
+    assert reply.tokens == speaks_ids.generate(PROMPT, **options, **QUICK).tokens
+    assert type(reply.stats.seed) is int
+    about = record(speaks_ids, prompt, seed=np.int64(3), max_new_tokens=1).about
+    assert type(about.seed) is int
+    assert about.prompt == "token ids 5 6 7 8 9 10 11"
+
+
+def test_seeds_of_numpy(speaks_ids: dg.Gemma) -> None:
+    plain = speaks_ids.generate_many([PROMPT] * 2, seed=[3, 4], max_new_tokens=8, **QUICK)
+    for seeds in (np.array([3, 4]), [np.int64(3), torch.tensor(4)], torch.tensor([3, 4])):
+        made = speaks_ids.generate_many([PROMPT] * 2, seed=seeds, max_new_tokens=8, **QUICK)
+        assert [reply.tokens for reply in made] == [reply.tokens for reply in plain]
+        json.dumps([reply.stats.as_dict() for reply in made])
+
+
 def test_wrong_types_say_what_got_do(ids_folder) -> None:
     """In a process of its own: here the shape checks of the tests would speak first."""
     script = """
 import sys, diffusiongemma as dg
 gemma = dg.load(sys.argv[1])
-for prompt, options in ((3.5, {}), ([5], {"seed": 1.5}), ([5], {"max_new_tokens": "many"})):
+for prompt, options in (
+    (3.5, {}), ([5], {"seed": 1.5}), ([5], {"max_new_tokens": "many"}), ([5], {"seed": True}),
+    ([True, 5], {}), ([5], {"stop": 5}),
+):
     try:
         gemma.generate(prompt, **options)
     except dg.DiffusionGemmaError as error:
         print(error)
+import numpy as np
+print(dg.SamplerConfig(max_denoising_steps=np.int64(3), t_max=np.float32(0.5)))
 """
     command = [sys.executable, "-c", script, str(ids_folder)]
     env = os.environ | {"PYTHONPATH": str(Path(dg.__file__).parents[1])}
@@ -313,6 +355,10 @@ for prompt, options in ((3.5, {}), ([5], {"seed": 1.5}), ([5], {"max_new_tokens"
     assert said[0].startswith("this checkpoint has no tokenizer.json, so a prompt must be a list")
     assert said[1] == "a seed must be a whole number from 0 to 2**64 - 1, got 1.5"
     assert said[2] == "max_new_tokens must be a whole number of at least 1, got 'many'"
+    assert said[6].startswith("SamplerConfig(max_denoising_steps=3, entropy_bound=0.1, t_max=0.5")
+    assert said[3] == "a seed must be a whole number from 0 to 2**64 - 1, got True"
+    assert said[4].endswith("must be a list of token ids, got list")
+    assert said[5] == "stop must be a text or a list of texts, none of them empty, got 5"
 
 
 def test_without_a_name_the_small_model_opens() -> None:

@@ -8,6 +8,7 @@ import base64
 import binascii
 import io
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ MAX_BYTES = 8 * MAX_PIXELS
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 """Formats that are tried. Others that Pillow knows, such as EPS, can start programs."""
 
+_CHANNELS = (1, 3, 4)
 _DEFAULT = ImageSettings()
 
 
@@ -40,7 +42,9 @@ def load(source: Any, *, files: bool = True) -> Image.Image:
     is laid on white, as its processor does. Of an animation, the first frame is taken.
 
     Args:
-        source: a path, the bytes of a file, a PIL image, or a `data:` URI.
+        source: a path, the bytes of a file, a PIL image, a `data:` URI, or an array or tensor
+            of 0 to 255: (height, width), (height, width, C) or (C, height, width), where C is 1
+            (grey), 3 (RGB) or 4 (RGB and opacity).
         files: whether paths are allowed; a server that serves strangers says False.
 
     Raises:
@@ -139,11 +143,13 @@ def _read(source: Any, files: bool) -> tuple[Image.Image, str]:
     if isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
         raise InputError(
             f"'{_short(source)}' is a web address, and this package fetches nothing from the "
-            "network; pass a file or its bytes"
+            "network; download it first, and pass the file or its bytes"
         )
-    if not isinstance(source, str | Path):
+    if isinstance(source, np.ndarray | torch.Tensor):
+        return _from_array(source), "the image given as an array"
+    if not isinstance(source, str | os.PathLike):
         raise InputError(
-            f"an image must be a path, bytes, a PIL image or a data: URI, "
+            "an image must be a path, bytes, an array, a PIL image or a data: URI, "
             f"got {type(source).__name__}"
         )
     if not files:
@@ -152,6 +158,30 @@ def _read(source: Any, files: bool) -> tuple[Image.Image, str]:
             "as a data: URI"
         )
     return _open(io.BytesIO(_content(Path(source))), f"'{_short(str(source))}'")
+
+
+def _from_array(given: np.ndarray | torch.Tensor) -> Image.Image:
+    pixels = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else given
+    if pixels.ndim == 3 and pixels.shape[2] not in _CHANNELS and pixels.shape[0] in _CHANNELS:
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in _CHANNELS):
+        raise InputError(
+            f"an image as an array has shape (height, width, 3), got {tuple(given.shape)}"
+        )
+    if pixels.shape[0] * pixels.shape[1] > MAX_PIXELS:
+        size = f"{pixels.shape[1]}x{pixels.shape[0]} pixels"
+        raise InputError(_too_large("the image given as an array", size))
+    whole = np.issubdtype(pixels.dtype, np.integer)
+    if not whole or (pixels.size and not 0 <= pixels.min() <= pixels.max() <= 255):
+        reach = f" from {pixels.min()} to {pixels.max()}" if pixels.size else ""
+        raise InputError(
+            f"an image as an array holds whole numbers from 0 to 255, got {given.dtype}{reach}; "
+            "numbers from 0 to 1 become such by (255 * array).round().astype('uint8')"
+        )
+    if 0 in pixels.shape:
+        raise InputError("the image given as an array has no pixels; pass one of at least 1x1")
+    flat = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    return Image.fromarray(np.ascontiguousarray(flat, dtype=np.uint8))
 
 
 def _content(path: Path) -> bytes:

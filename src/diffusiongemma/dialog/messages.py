@@ -4,11 +4,14 @@ Knows roles, parts and the shapes that OpenAI clients send. Does not know templa
 does not open pictures: it only notes where they stand.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from diffusiongemma.core.errors import InputError, unknown_name
+from diffusiongemma.core.numbers import real, whole
 from diffusiongemma.dialog.tools import check_calls
 
 # What a role is called for the template. Templates know the names that OpenAI uses.
@@ -24,9 +27,10 @@ _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 _KEYS = {
     "role", "content", "name", "tool_calls", "tool_call_id", "tool_responses", *_THOUGHTS,
 }  # fmt: skip
+_IMAGE_KEYS = ("image", "url", "path", "base64")
 _PART_KEYS = {
     "text": {"type", "text"},
-    "image": {"type", "image"},
+    "image": {"type", *_IMAGE_KEYS},
     "image_url": {"type", "image_url"},
     "video": {"type", "video", "frames", "timestamps", "fps"},
 }
@@ -72,6 +76,10 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
         raise InputError(f"{where} is nested deeper than {_MAX_DEPTH} levels; flatten it")
     if value is None or type(value) in (str, int, float, bool):
         return value
+    number = whole(value)
+    number = real(value) if number is None else number
+    if number is not None:
+        return number
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, Mapping):
@@ -162,16 +170,36 @@ def _medium(kind: str, part: Mapping[str, Any], where: str) -> Media:
                 "frame per second, so leave them out"
             )
         return Media("video", given)
-    source = part.get(kind)
     if kind == "image_url":
+        source = part.get("image_url")
         source = source.get("url") if isinstance(source, Mapping) else source
-        # A path here would let a stranger's request open files of this machine.
-        if not isinstance(source, str) or source[:5].lower() != "data:":
-            raise InputError(
-                f"{where}: only data: URIs are taken as 'image_url', since this package fetches "
-                "nothing from the network; pass a data: URI, or {'type': 'image', 'image': a file "
-                "or bytes}"
-            )
-    if source is None:
-        raise InputError(f"{where} has no '{kind}'; give a path, bytes, a PIL image or a data: URI")
+        return Media("image", _address(source, "'image_url'", where))
+    given = {key: part[key] for key in _IMAGE_KEYS if part.get(key) is not None}
+    if len(given) != 1:
+        got = " and ".join(map(repr, given)) or "no 'image'"
+        raise InputError(
+            f"{where} has {got}; give one of 'image' (a path, bytes, an array, a PIL image or a "
+            "data: URI), 'path', 'base64' and 'url' (a data: URI)"
+        )
+    ((key, source),) = given.items()
+    if key == "url":
+        return Media("image", _address(source, "'url'", where))
+    if key == "path":
+        if not isinstance(source, str | os.PathLike):
+            raise InputError(f"{where}: 'path' must be a path, got {type(source).__name__}")
+        return Media("image", Path(source))
+    if key == "base64":
+        if not isinstance(source, str):
+            raise InputError(f"{where}: 'base64' must be a text, got {type(source).__name__}")
+        source = source if source[:5].lower() == "data:" else f"data:;base64,{source}"
     return Media("image", source)
+
+
+def _address(source: Any, name: str, where: str) -> str:
+    # A path here would let a stranger's request open files of this machine.
+    if not isinstance(source, str) or source[:5].lower() != "data:":
+        raise InputError(
+            f"{where}: only data: URIs are taken as {name}, since this package fetches nothing "
+            "from the network; download the picture first, and pass {'type': 'image', 'path': ...}"
+        )
+    return source

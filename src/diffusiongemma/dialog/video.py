@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image, ImageSequence
 
 from diffusiongemma.core.errors import InputError
+from diffusiongemma.core.numbers import real
 from diffusiongemma.dialog.images import MAX_PIXELS, load, open_image, to_rgb
 
 MAX_FRAMES = 60
@@ -36,7 +37,8 @@ def frames(part: Mapping[str, Any], *, files: bool = True) -> list[tuple[float, 
     """
     if "video" in part:
         return _from_file(part["video"], files)
-    pictures = part.get("frames")
+    pictures: Any = part.get("frames")
+    pictures = list(pictures) if getattr(pictures, "ndim", 0) == 4 else pictures
     if not isinstance(pictures, Sequence) or isinstance(pictures, str | bytes) or not pictures:
         raise InputError(
             "a video part has neither 'video' nor a list of 'frames'; give one of the two"
@@ -63,19 +65,19 @@ def _times(part: Mapping[str, Any], count: int) -> list[float]:
     if given is None:
         if fps is None:
             fps = 1
-        if not _number(fps) or fps <= 0:
+        rate = real(fps)
+        if rate is None or not 0 < rate < math.inf:
             raise InputError(f"'fps' of a video must be a number above 0, got {fps!r}")
-        return [index / fps for index in range(count)]
+        return [index / rate for index in range(count)]
+    given = list(given) if getattr(given, "ndim", 0) == 1 else given
     if not isinstance(given, list | tuple) or len(given) != count:
         got = len(given) if isinstance(given, list | tuple) else type(given).__name__
         raise InputError(f"a video has {count} frames and 'timestamps' {got}; give one per frame")
-    if not all(_number(t) and t >= 0 for t in given) or list(given) != sorted(given):
+    seconds = [real(one) for one in given]
+    times = [one for one in seconds if one is not None and 0 <= one < math.inf]
+    if len(times) != count or times != sorted(times):
         raise InputError("'timestamps' of a video must be seconds from 0 up, in rising order")
-    return [float(t) for t in given]
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return times
 
 
 def _from_file(source: Any, files: bool) -> list[tuple[float, Image.Image]]:

@@ -4,12 +4,12 @@ The command line, the docs and `gemma.generate` derive their options from these 
 under each field is its help.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from diffusiongemma.core.errors import OptionError, unknown_name
+from diffusiongemma.core.numbers import real, whole
 
 HELP = {
     "max_denoising_steps": "steps at most for one canvas; also stretches the temperature schedule",
@@ -42,7 +42,8 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            _check(field.name, getattr(self, field.name))
+            value = _checked(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)  # numbers of numpy become Python's
         if self.t_max < self.t_min:
             raise OptionError(f"t_max must not be below t_min, got {self.t_max} < {self.t_min}")
 
@@ -56,8 +57,7 @@ class SamplerConfig:
         for name in options:
             if name not in known:
                 raise OptionError(unknown_name("option", name, known))
-            _check(name, options[name])
-        return replace(self, **options)
+        return replace(self, **{name: _checked(name, value) for name, value in options.items()})
 
     @classmethod
     def from_generation_config(cls, raw: Mapping[str, Any]) -> "SamplerConfig":
@@ -125,18 +125,19 @@ _LEAST = {
 _OPTIONAL = ("max_new_tokens", "canvas_length")
 
 
-def _check(name: str, value: Any) -> None:
+def _checked(name: str, value: Any) -> int | float | None:
     if value is None and name in _OPTIONAL:
-        return
+        return None
     if name in _LEAST:
-        least = _LEAST[name]
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        least, count = _LEAST[name], whole(value)
+        if count is None or count < least:
             raise OptionError(f"{name} must be a whole number of at least {least}, got {value!r}")
-        if value >= 2**31:
+        if count >= 2**31:
             raise OptionError(f"{name} must be a whole number below 2**31, got {value}")
-        return
-    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        return count
+    number = real(value)
     least = 0.001 if name == "t_max" else 0  # logits of 30 have to stay numbers when divided by it
     # The comparison refuses not-a-number and infinity too.
-    if not least <= number < 1e6:
+    if number is None or not least <= number < 1e6:
         raise OptionError(f"{name} must be a number from {least} to 1e6, got {value!r}")
+    return number

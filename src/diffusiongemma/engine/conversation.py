@@ -12,7 +12,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any, SupportsIndex, Unpack
 
 import torch
 
@@ -74,7 +74,7 @@ class Conversation:
         self,
         prompt: Text | Messages,
         *,
-        seed: int | None = None,
+        seed: SupportsIndex | None = None,
         images: Pictures | None = (),
         **options: Unpack[ConversationOptions],
     ) -> Reply:
@@ -99,7 +99,7 @@ class Conversation:
         self,
         prompt: Text | Messages,
         *,
-        seed: int | None = None,
+        seed: SupportsIndex | None = None,
         images: Pictures | None = (),
         **options: Unpack[ConversationOptions],
     ) -> Generator[Event, None, None]:

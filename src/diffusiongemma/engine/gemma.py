@@ -10,14 +10,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, SupportsIndex, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffusiongemma.checkpoint.save import save_model
 from diffusiongemma.core.device import Device
 from diffusiongemma.core.errors import InputError, OptionError, unknown_name
+from diffusiongemma.core.numbers import whole
 from diffusiongemma.core.patches import Patches
 from diffusiongemma.dialog.chat import Chat
 from diffusiongemma.dialog.reply import ReplyStream
@@ -128,7 +130,7 @@ class Gemma:
         self,
         prompt: Text | Messages | Ids,
         *,
-        seed: int | None = None,
+        seed: SupportsIndex | None = None,
         stop: str | Sequence[str] | None = None,
         rule: AcceptRule | None = None,
         **options: Unpack[Options],
@@ -157,7 +159,7 @@ class Gemma:
         self,
         prompt: Text | Messages | Ids,
         *,
-        seed: int | None = None,
+        seed: SupportsIndex | None = None,
         stop: str | Sequence[str] | None = None,
         rule: AcceptRule | None = None,
         **options: Unpack[Options],
@@ -174,7 +176,7 @@ class Gemma:
         self,
         prompt: Text | Messages | Ids,
         *,
-        seed: int | None = None,
+        seed: SupportsIndex | None = None,
         rule: AcceptRule | None = None,
         ask: Ask | None = None,
         **options: Unpack[Options],
@@ -212,7 +214,7 @@ class Gemma:
         self,
         prompts: Sequence[Text | Messages | Ids],
         *,
-        seed: int | Sequence[int] | None = None,
+        seed: SupportsIndex | Sequence[SupportsIndex] | np.ndarray | None = None,
         stop: str | Sequence[str] | None = None,
         rule: AcceptRule | None = None,
         **options: Unpack[Options],
@@ -276,7 +278,7 @@ class Gemma:
     def _request(
         self,
         prompt: Text | Messages | Ids,
-        seed: int | None,
+        seed: SupportsIndex | None,
         stop: Any,
         rule: AcceptRule | None,
         ask: Ask | None,
@@ -339,14 +341,18 @@ def _several(images: Any) -> Sequence[Any]:
     return images if several else (images,)
 
 
-def _seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
+def _seeds(seed: Any, count: int) -> list[int]:
     if seed is None:
         return [secrets.randbits(32) for _ in range(count)]
-    seeds: list[Any] = list(seed) if isinstance(seed, list | tuple) else [seed] * count
+    several = isinstance(seed, list | tuple) or getattr(seed, "ndim", 0) == 1
+    seeds: list[Any] = list(seed) if several else [seed] * count
     if len(seeds) != count:
         raise OptionError(f"{len(seeds)} seeds were given for {count} prompts")
-    for one in seeds:
-        whole = isinstance(one, int) and not isinstance(one, bool)
-        if not whole or not 0 <= one < 2**64:
-            raise OptionError(f"a seed must be a whole number from 0 to 2**64 - 1, got {one!r}")
-    return seeds
+    return [_seed(one) for one in seeds]
+
+
+def _seed(given: Any) -> int:
+    number = whole(given)
+    if number is None or not 0 <= number < 2**64:
+        raise OptionError(f"a seed must be a whole number from 0 to 2**64 - 1, got {given!r}")
+    return number

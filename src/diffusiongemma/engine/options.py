@@ -13,11 +13,12 @@ from diffusiongemma.diffusion.accept import AcceptRule
 if TYPE_CHECKING:
     import numpy
     from PIL.Image import Image
+    from torch import Tensor
 
     from diffusiongemma.core.patches import Patches
 
-    Picture = str | os.PathLike[str] | bytes | Image | numpy.ndarray | Patches
-    """A file's path, a data: URI, a file's bytes, a picture of PIL or numpy, or patches."""
+    Picture = str | os.PathLike[str] | bytes | Image | numpy.ndarray | Tensor | Patches
+    """A file's path, a data: URI, a file's bytes, a picture of PIL, an array, or patches."""
     Pictures = Picture | Sequence[Picture]
 else:  # neither library is loaded for a type's sake
     Picture = Pictures = Any

@@ -6,12 +6,13 @@ a checkpoint without a tokenizer takes ids only.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from diffusiongemma.core.errors import InputError, OptionError
+from diffusiongemma.core.numbers import whole
 from diffusiongemma.core.patches import Patches
 from diffusiongemma.dialog.chat import Chat
 from diffusiongemma.dialog.settings import ImageSettings
@@ -19,7 +20,7 @@ from diffusiongemma.model.config import ModelConfig
 
 Text = str
 Messages = Sequence[Mapping[str, Any]]
-Ids = Sequence[int] | Tensor
+Ids = Sequence[SupportsIndex] | Sequence[Sequence[SupportsIndex]] | Tensor | np.ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +54,9 @@ def read(
         InputError: the prompt is empty, of an unknown kind, too long, or its ids are out of range.
         OptionError: an option that has no meaning for this prompt or checkpoint.
     """
-    if _is_ids(prompt):
-        ids, images = _ids(prompt, asked, _settings(chat, config))
+    given = token_ids(prompt)
+    if given is not None:
+        ids, images = given, _pictures(asked, _settings(chat, config))
     elif chat is None:
         raise InputError(
             "this checkpoint has no tokenizer.json, so a prompt must be a list of token ids, got "
@@ -75,14 +77,31 @@ def read(
     return ids, images
 
 
-def _is_ids(prompt: Any) -> bool:
-    if isinstance(prompt, Tensor):
-        return True
-    return (
-        isinstance(prompt, list | tuple)
-        and len(prompt) > 0
-        and all(isinstance(token, int) and not isinstance(token, bool) for token in prompt)
-    )
+def token_ids(prompt: Any) -> list[int] | None:
+    """The ids of a prompt that is ids: a list, an array or a tensor, (N) or one row (1, N).
+
+    Returns:
+        None for a prompt of another kind.
+
+    Raises:
+        InputError: an array or tensor that cannot be ids.
+    """
+    if isinstance(prompt, Tensor | np.ndarray):
+        row = prompt.squeeze(0) if prompt.ndim == 2 and len(prompt) == 1 else prompt
+        kind = str(prompt.dtype).removeprefix("torch.")
+        if row.ndim != 1 or not kind.startswith(("int", "uint")):
+            raise InputError(
+                f"token ids must be one row of whole numbers, got shape {tuple(prompt.shape)} of "
+                f"{prompt.dtype}; give several prompts to generate_many"
+            )
+        return row.tolist()
+    if isinstance(prompt, str | bytes) or not isinstance(prompt, Sequence) or not len(prompt):
+        return None
+    if len(prompt) == 1 and isinstance(prompt[0], list | tuple | Tensor | np.ndarray):
+        inner: Any = prompt[0]
+        return token_ids(inner) if getattr(inner, "ndim", 1) == 1 else None
+    ids = [whole(token) for token in prompt]
+    return None if None in ids else [number for number in ids if number is not None]
 
 
 def _settings(chat: Chat | None, config: ModelConfig) -> ImageSettings:
@@ -93,18 +112,11 @@ def _settings(chat: Chat | None, config: ModelConfig) -> ImageSettings:
     return ImageSettings(patch_size=tower.patch_size, pooling_kernel_size=tower.pooling_kernel_size)
 
 
-def _ids(prompt: Any, asked: Asked, settings: ImageSettings) -> tuple[list[int], list[Patches]]:
+def _pictures(asked: Asked, settings: ImageSettings) -> list[Patches]:
     for name in ("system", "think", "tools", "guard"):
         if getattr(asked, name):
             raise OptionError(f"{name} has no meaning for a prompt of token ids; give text")
-    if isinstance(prompt, Tensor):
-        if prompt.ndim != 1 or prompt.is_floating_point() or prompt.dtype == torch.bool:
-            raise InputError(
-                f"token ids must be a one-dimensional tensor of whole numbers, got "
-                f"{tuple(prompt.shape)} of {prompt.dtype}"
-            )
-        prompt = prompt.tolist()
-    return list(prompt), [_patches(image, settings, asked.image_tokens) for image in asked.images]
+    return [_patches(image, settings, asked.image_tokens) for image in asked.images]
 
 
 def _patches(image: Any, settings: ImageSettings, budget: int | None) -> Patches:

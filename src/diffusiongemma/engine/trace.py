@@ -4,6 +4,7 @@ A trace holds the events that a stream gave, so whoever can follow a stream can 
 model and no tokenizer is needed. How it is stored is `trace_file`'s business.
 """
 
+import operator
 import os
 import platform
 import re
@@ -12,13 +13,15 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from diffusiongemma import __version__
+from diffusiongemma.core.numbers import whole
+from diffusiongemma.dialog.stream import stop_strings
 from diffusiongemma.dialog.tokenizer import Tokenizer
 from diffusiongemma.engine.events import Committed, Event, Finished, Refined
 from diffusiongemma.engine.gemma import Gemma
-from diffusiongemma.engine.prompt import Asked, Ids, Messages, Text
+from diffusiongemma.engine.prompt import Asked, Ids, Messages, Text, token_ids
 
 # Positions times steps that a trace holds: a file of some 25 MB, and 80 canvases of 256 positions
 # that took all of 48 steps each. Of what comes after, only the last step of a canvas is kept.
@@ -172,7 +175,7 @@ def record(
     prompt: Text | Messages | Ids,
     *,
     model: str | None = None,
-    seed: int | None = None,
+    seed: SupportsIndex | None = None,
     limit: int = LIMIT,
     **options: Any,
 ) -> Trace:
@@ -200,7 +203,7 @@ def describe(
     prompt: Text | Messages | Ids,
     *,
     model: str | None,
-    seed: int,
+    seed: SupportsIndex,
     options: Mapping[str, Any],
 ) -> About:
     """What leads to a run, for its first line.
@@ -219,19 +222,24 @@ def describe(
     config = gemma.sampler.with_options(**sampling)
     noted: dict[str, Any] = {name: getattr(config, name) for name in config.__slots__}
     noted["canvas_length"] = config.canvas_length or gemma.model.config.canvas_length
-    for name in ("system", "think", "guard", "image_tokens", "stop"):
+    for name in ("system", "think", "guard"):
         if given := options.get(name):
-            noted[name] = list(given) if isinstance(given, tuple) else given
+            noted[name] = given if isinstance(given, str) else True
+    if options.get("image_tokens") is not None:
+        noted["image_tokens"] = whole(options["image_tokens"])
+    if stop := stop_strings(options.get("stop")):
+        noted["stop"] = list(stop)
     for name in ("images", "tools"):
-        if options.get(name):
-            noted[name] = len(options[name]) if isinstance(options[name], list | tuple) else 1
+        given = options.get(name)
+        count = len(given) if isinstance(given, list | tuple) else int(given is not None)
+        noted |= {name: count} if count else {}
     if options.get("rule") is not None:
         noted["rule"] = type(options["rule"]).__name__
     dtype = str(gemma.device.dtype).removeprefix("torch.")
     return About(
         model=_name(gemma.folder if model is None else model),
         prompt=_said(prompt),
-        seed=seed,
+        seed=operator.index(seed),
         options=noted,
         device=f"{gemma.device.device} {dtype}",
         versions={
@@ -295,9 +303,10 @@ def _name(model: str | os.PathLike[str]) -> str:
 def _said(prompt: Text | Messages | Ids) -> str:
     if isinstance(prompt, str):
         return prompt
-    parts: Sequence[Any] = prompt if isinstance(prompt, Sequence) else prompt.tolist()
-    if not all(isinstance(part, Mapping) for part in parts):
-        return "token ids " + " ".join(map(str, parts))
+    ids = token_ids(prompt)
+    if ids is not None:
+        return "token ids " + " ".join(map(str, ids))
+    parts: Sequence[Any] = prompt  # pyright: ignore[reportAssignmentType] (read by now)
     return "\n".join(f"{part.get('role')}: {_content(part.get('content'))}" for part in parts)
 
 
