@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from diffusiongemma.checkpoint.folder import keep
 from diffusiongemma.checkpoint.save import save_model
 from diffusiongemma.core.device import choose
 from diffusiongemma.dialog import tokenizer as words
@@ -222,8 +223,8 @@ def main() -> None:
     marks = {"bos_token_id": 2, "eos_token_id": [1, 5], "pad_token_id": 0}
     generation = SAMPLER.to_generation_config() | marks
     extra = {"generation_config.json": generation}
-    files = tuple((given.folder / "words").iterdir())
-    save_model(model, given.folder / "model", extra=extra, copy=files, overwrite=True)
+    files = keep(given.folder / "words")
+    save_model(model, given.folder / "model", extra=extra, files=files, overwrite=True)
 
 
 if __name__ == "__main__":

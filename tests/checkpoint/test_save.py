@@ -86,13 +86,19 @@ def test_transformers_opens_it_with_equal_logits(
 
 
 def test_what_is_written(written: Path, model: DiffusionGemma, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text("words")
     target = save_model(
         model,
         tmp_path / "saved",
         extra={"generation_config.json": {"eos_token_id": [1], "é": "ü"}},
-        copy=(tmp_path / "tokenizer.json", written / "config.json"),
+        files={
+            "tokenizer.json": b"words",
+            "config.json": (written / "config.json").read_bytes(),
+            "additional_chat_templates/tools.jinja": b"more words",
+        },
     )
+    more = target / "additional_chat_templates"
+    assert listing(more) == {"tools.jinja": b"more words"}
+    shutil.rmtree(more)
     assert sorted(listing(target)) == [
         "config.json",
         "generation_config.json",
@@ -287,12 +293,6 @@ def test_a_failing_rename_brings_the_old_folder_back(
         save_model(model, target, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
     assert listing(target) == listing(written)
-
-
-def test_a_file_to_copy_that_is_not_there(model: DiffusionGemma, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="saved cannot be written: No such file or directory"):
-        save_model(model, tmp_path / "saved", copy=(tmp_path / "gone.json",))
-    assert not list(tmp_path.iterdir())
 
 
 VICTIM = """

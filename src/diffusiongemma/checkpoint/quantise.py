@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from diffusiongemma.checkpoint import fp8, names
 from diffusiongemma.checkpoint.config import read_config
+from diffusiongemma.checkpoint.folder import CARD, GENERATION, beside, destination
 from diffusiongemma.checkpoint.load import (
     INDEX,
     Header,
@@ -36,8 +37,6 @@ from diffusiongemma.quant.apply import weights
 
 _TOGETHER = 1 << 22  # numbers that are quantised at a time
 _SPARE = 10_000_000  # bytes for what is no weight
-_WORDS = (".json", ".jinja", ".txt", ".model")
-_LEGAL = ("LICENSE", "NOTICE")
 
 
 def quantise_folder(
@@ -71,8 +70,10 @@ def quantise_folder(
     layouts = {shard.name: _layout(header, wanted) for shard, header in headers.items()}
     _check_space(folder, sum(map(size_of, layouts.values())))
     with whole_folder(folder, overwrite=overwrite) as scratch:
-        for file in _beside(source):
-            shutil.copyfile(file, scratch / file.name)
+        for name in (*beside(source), GENERATION):
+            if name != CARD and (source / name).is_file():
+                (scratch / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(source / name, scratch / name)
         write_json(scratch / "config.json", raw | {"quantization_config": fp8.scheme()})
         count = sum(map(len, headers.values()))
         with tqdm(
@@ -86,7 +87,7 @@ def quantise_folder(
                         bar.update()
         if (source / INDEX).is_file() and len(headers) > 1:
             write_json(scratch / INDEX, _index(layouts))
-    return folder
+    return destination(folder)
 
 
 def _layout(header: Header, wanted: set[str]) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -144,16 +145,6 @@ def _quantised(here: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
             yield from _quantised(f"{path}.{number}.{part}", own)
 
 
-def _beside(source: Path) -> list[Path]:
-    """Files that belong to the new checkpoint too: words, settings, licence."""
-    found = []
-    for file in sorted(source.iterdir()):
-        kept = file.suffix in _WORDS or file.name.upper().startswith(_LEGAL)
-        if kept and file.is_file() and file.name not in ("config.json", INDEX):
-            found.append(file)
-    return found
-
-
 def _index(layouts: Mapping[str, Layout]) -> dict[str, Any]:
     table = {name: shard for shard, layout in layouts.items() for name in layout}
     total = sum(map(size_of, layouts.values()))
@@ -161,7 +152,7 @@ def _index(layouts: Mapping[str, Layout]) -> dict[str, Any]:
 
 
 def _check_space(folder: Path, needed: int) -> None:
-    place = folder.resolve()
+    place = destination(folder).resolve()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free

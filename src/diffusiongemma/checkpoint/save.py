@@ -6,7 +6,6 @@ The folder appears whole or not at all; how, `core.atomic` knows.
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from diffusiongemma.checkpoint import fp8, stand_in
 from diffusiongemma.checkpoint.config import to_hf
+from diffusiongemma.checkpoint.folder import destination
 from diffusiongemma.checkpoint.load import INDEX, SINGLE
 from diffusiongemma.core.atomic import replacing
 from diffusiongemma.core.errors import CheckpointError
@@ -30,7 +30,7 @@ def save_model(
     *,
     extra: dict[str, Any] | None = None,
     keys: Mapping[str, Any] | None = None,
-    copy: tuple[Path, ...] = (),
+    files: Mapping[str, bytes] | None = None,
     shard_bytes: int = 4_900_000_000,
     overwrite: bool = False,
 ) -> Path:
@@ -43,7 +43,7 @@ def save_model(
         folder: where to; it must not exist, or be empty, unless `overwrite`.
         extra: further JSON files, name to content, such as `generation_config.json`.
         keys: keys for config.json that the network does not decide, such as special ids.
-        copy: files to copy beside, such as the tokenizer.
+        files: further files, name to content, such as the tokenizer.
         shard_bytes: the most that one file may hold; a single larger tensor gets a file of its own.
         overwrite: replace a checkpoint that is there, with all that its folder holds. It may be
             the one that the network was loaded from.
@@ -56,15 +56,16 @@ def save_model(
         ConfigError: no config.json can describe the network.
     """
     dtype = str(model.dtype).removeprefix("torch.")
-    config = _merged(to_hf(dataclasses.replace(model.config, dtype=dtype)), keys or {})
+    config = merged(to_hf(dataclasses.replace(model.config, dtype=dtype)), keys or {})
     with whole_folder(folder, overwrite=overwrite) as scratch:
-        for file in copy:
-            shutil.copyfile(file, scratch / file.name)
+        for name, content in (files or {}).items():
+            (scratch / name).parent.mkdir(exist_ok=True)
+            (scratch / name).write_bytes(content)
         for name, content in (extra or {}).items():
             write_json(scratch / name, content)
         write_json(scratch / "config.json", config)
         _write_weights(model, scratch, shard_bytes)
-    return Path(folder)
+    return destination(folder)
 
 
 @contextmanager
@@ -89,7 +90,7 @@ def whole_folder(folder: str | os.PathLike[str], *, overwrite: bool) -> Iterator
 def _free(folder: str | os.PathLike[str], overwrite: bool) -> Path:
     """The folder to write, behind all links, if nothing is in the way."""
     try:
-        target = Path(os.path.realpath(folder))
+        target = Path(os.path.realpath(destination(folder)))
         if not target.exists():
             return target
         here = Path.cwd()
@@ -160,11 +161,10 @@ def _shards(tensors: dict[str, Tensor], limit: int) -> Iterator[dict[str, Tensor
     yield shard
 
 
-def _merged(config: dict[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with more keys, sections within sections; its own values stand."""
+def merged(config: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with more keys, sections within sections; its own values stand."""
+    made = {**config, **{name: value for name, value in keys.items() if name not in config}}
     for name, value in keys.items():
-        if isinstance(value, Mapping) and isinstance(config.get(name), dict):
-            _merged(config[name], value)
-        elif name not in config:
-            config[name] = value
-    return config
+        if isinstance(value, Mapping) and isinstance(config.get(name), Mapping):
+            made[name] = merged(config[name], value)
+    return made

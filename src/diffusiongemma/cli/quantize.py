@@ -7,6 +7,7 @@ measuring `damage`'s.
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,13 @@ examples:
 FORMATS = ("fp8",)
 _USUAL = 100  # problems of a task that the small model is asked
 _MOST = 100_000
-_CARD = """\
----
-library_name: diffusiongemma
----
+_MADE = """\
+Made from {base} by `diffusiongemma quantize`: FP8-dynamic, as compressed-tensors writes it.
+Attention, dense branches and experts are in e4m3 with one scale an output channel; activations are
+quantised row by row as they come. Embedding and head, routers, norms, self-conditioning and the
+vision tower are as they were.
 
-# {name} in FP8-dynamic
-
-Made from {base} by `diffusiongemma quantize`. Attention, dense branches and experts are in e4m3
-with one scale an output channel; activations are quantised row by row as they come. Embedding and
-head, routers, norms, self-conditioning and the vision tower are as they were.
+{size}.\
 """
 
 
@@ -73,10 +71,12 @@ def run(args: argparse.Namespace) -> int:
     if args.format not in FORMATS:
         raise OptionError(unknown_name("format", args.format, FORMATS))
     count = _count(args)
-    out = Path(args.out)
+    from diffusiongemma.checkpoint.folder import CARD, destination, origin
+
+    out = destination(args.out)
     _check_out(out, args)
 
-    from diffusiongemma.checkpoint import hub
+    from diffusiongemma.checkpoint import card, hub
     from diffusiongemma.checkpoint.quantise import quantise_folder
     from diffusiongemma.core.files import write_whole
     from diffusiongemma.engine.open import SHIPPED
@@ -85,20 +85,39 @@ def run(args: argparse.Namespace) -> int:
     model = SHIPPED if args.model is None else args.model
     source = hub.find(model, revision=args.revision, offline=args.offline or None, progress=shown)
     _check_apart(source, out)
+    own = card.by_hand(out)
     before = sum(file.stat().st_size for file in source.glob("*.safetensors"))
     quantise_folder(source, out, overwrite=args.overwrite, progress=shown)
     after = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-    said = f"{out}: {after / 1e6:,.1f} MB of weights, before {before / 1e6:,.1f} MB"
-    name = "the small model" if args.model is None else source.name
-    base = "the small model inside diffusiongemma" if args.model is None else f"`{args.model}`"
-    card = _CARD.format(name=name[:1].upper() + name[1:], base=base)
-    write_whole(out / "README.md", f"{card}\n{said}.\n")
-    print(said, flush=True)
+    size = f"{after / 1e6:,.1f} MB of weights, before {before / 1e6:,.1f} MB"
+    write = partial(_card, source, out, origin(model, source), size)
+    write_whole(out / CARD, own.decode("utf-8", "replace") if own is not None else write(""))
+    print(f"{out}: {size}", flush=True)
     if not args.no_damage:
         tables = _damage(source, out, count, args)
-        write_whole(out / "README.md", f"{card}\n{said}.\n\n{tables}\n")
+        if own is None:
+            write_whole(out / CARD, write(tables))
         print(f"\n{tables}")
     return 0
+
+
+def _card(source: Path, out: Path, base: str | None, size: str, tables: str) -> str:
+    from diffusiongemma.checkpoint import card
+    from diffusiongemma.checkpoint.config import read_config
+    from diffusiongemma.checkpoint.folder import CARD
+    from diffusiongemma.core.reading import read_bytes
+    from diffusiongemma.engine.open import SHIPPED
+
+    name = "the small model in diffusiongemma" if source == SHIPPED else f"`{base or source.name}`"
+    return card.compose(
+        out.resolve().name,
+        read_config(out).config,
+        about=_MADE.format(base=name, size=size),
+        base=base,
+        relation="quantized",
+        before=read_bytes(source / CARD),
+        after=tables,
+    )
 
 
 def _check_out(out: Path, args: argparse.Namespace) -> None:

@@ -117,13 +117,19 @@ def unreadable(path: Path, error: Exception) -> CheckpointError:
 
 def name_unknown(path: Path, keys: Iterable[str]) -> None:
     """Warn of a file's keys that nobody here knows, in one line, once a process."""
-    names = [key if key.isprintable() and len(key) <= 100 else repr(key[:60]) for key in keys]
-    if names:
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    named = listed(keys)
+    if named:
         warn_once(
-            f"{path} has keys that this version does not know: {', '.join(names[:_NAMED])}{more}; "
-            "they change nothing here, and a saved copy keeps them"
+            f"{path} has keys that this version does not know: {named}; they change nothing here, "
+            "and a saved copy keeps them"
         )
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names from a stranger's file in one line: not too many, and none that steers a terminal."""
+    shown = [name if name.isprintable() and len(name) <= 100 else repr(name[:60]) for name in names]
+    more = f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
+    return ", ".join(shown[:_NAMED]) + more
 
 
 def _deep(value: Any) -> bool:

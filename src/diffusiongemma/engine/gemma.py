@@ -8,7 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, SupportsIndex, Unpack
 
@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusiongemma.checkpoint.save import save_model
+from diffusiongemma.checkpoint.card import by_hand, compose
+from diffusiongemma.checkpoint.folder import CARD, GENERATION, Kept, destination, keep
+from diffusiongemma.checkpoint.save import merged, save_model
 from diffusiongemma.core.device import Device
 from diffusiongemma.core.errors import InputError, OptionError, unknown_name
 from diffusiongemma.core.numbers import whole
@@ -78,19 +80,6 @@ class Ban:
         return logits_LV.index_fill(-1, self.ids, BANNED)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
-    """What a checkpoint's files say that this package does not use, and a copy must say too.
-
-    Attributes:
-        generation: the parsed `generation_config.json`.
-        config: keys of `config.json`, as nested objects.
-    """
-
-    generation: Mapping[str, Any] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
-
-
 class Gemma:
     """An opened checkpoint. Made by `diffusiongemma.load`.
 
@@ -117,7 +106,7 @@ class Gemma:
     ) -> None:
         self.model, self.chat, self.sampler = model, chat, sampler
         self._quick = Quick(model)
-        self._kept = kept or Kept()
+        self._kept = kept or Kept(files=keep(folder))
         self.eos, self.device, self.folder = eos, device, folder
         self._ban = Ban(banned, device.device)
 
@@ -254,24 +243,47 @@ class Gemma:
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write a checkpoint folder that transformers opens too.
 
+        It has the files that lay beside the weights when this was opened, and the keys of both
+        configs that the network and its sampler do not decide, known here or not. A card is
+        written where there was none.
+
+        Args:
+            folder: where to; it must not exist, or be empty, unless `overwrite`.
+            overwrite: replace a checkpoint that is there, with all that its folder holds but a
+                card that a person wrote.
+
+        Returns:
+            the folder.
+
         Raises:
             CheckpointError: the folder is in the way, or cannot be written.
         """
+        target = destination(folder)
+        own = by_hand(target) if overwrite else None
+        card = own or self._kept.files.get(CARD) or self._card(target.resolve().name).encode()
+        return self._write(target, card, overwrite)
+
+    def _card(self, place: str) -> str:
+        """A card for a checkpoint that had none."""
+        config, base = self.model.config, self._kept.origin
+        count = sum(weight.numel() for weight in self.model.parameters())
+        source = "" if base is None else f" It comes from `{base}`."
+        about = (
+            f"A DiffusionGemma with {count:,} parameters: it drafts {config.canvas_length} tokens "
+            f"at once, in a context of {config.max_position_embeddings:,}, and reads "
+            f"{'no pictures' if config.vision is None else 'pictures'}.{source}"
+        )
+        return compose(place, config, about=about, base=base)
+
+    def _write(self, folder: Path, card: bytes, overwrite: bool) -> Path:
         eos = {"eos_token_id": sorted(self.eos)} if self.eos else {}
-        files = [
-            *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-            *("chat_template.jinja", "processor_config.json", "preprocessor_config.json"),
-        ]
+        said = self.sampler.to_generation_config() | eos
         return save_model(
             self.model,
             folder,
-            extra={
-                "generation_config.json": dict(self._kept.generation)
-                | self.sampler.to_generation_config()
-                | eos
-            },
+            extra={GENERATION: merged(said, self._kept.generation)},
             keys=self._kept.config,
-            copy=tuple(self.folder / name for name in files if (self.folder / name).is_file()),
+            files={**self._kept.files, CARD: card},
             overwrite=overwrite,
         )
 

@@ -10,6 +10,7 @@ import torch
 
 from diffusiongemma.checkpoint import hub
 from diffusiongemma.checkpoint.config import read_config
+from diffusiongemma.checkpoint.folder import GENERATION, Kept, keep, origin
 from diffusiongemma.checkpoint.load import load_model
 from diffusiongemma.core.device import choose
 from diffusiongemma.core.errors import CheckpointError
@@ -18,7 +19,7 @@ from diffusiongemma.dialog.chat import Chat, SpecialIds
 from diffusiongemma.dialog.settings import ImageSettings
 from diffusiongemma.dialog.tokenizer import Tokenizer
 from diffusiongemma.diffusion.config import SamplerConfig
-from diffusiongemma.engine.gemma import Gemma, Kept
+from diffusiongemma.engine.gemma import Gemma
 from diffusiongemma.model.config import ModelConfig
 
 SHIPPED = Path(__file__).resolve().parent.parent / "small"
@@ -82,7 +83,12 @@ def load(
         banned=_placeholders(config, tokenizer),
         device=place,
         folder=folder,
-        kept=Kept(generation=settings, config=described.kept),
+        kept=Kept(
+            config=described.kept,
+            generation=settings,
+            files=keep(folder),
+            origin=None if model is None else origin(model, folder),
+        ),
     )
 
 
@@ -92,7 +98,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is no JSON object.
     """
-    path = folder / "generation_config.json"
+    path = folder / GENERATION
     settings = find_json(path) or {}
     name_unknown(path, SamplerConfig.unknown(settings))
     return settings
