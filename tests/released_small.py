@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ _TEXT = {
     "num_key_value_heads": 2,
     "sliding_window": 16,
     "top_k_experts": 2,
-    "vocab_size": SIZE,
 }
 _VISION = {
     "global_head_dim": 16,
@@ -44,26 +44,30 @@ _VISION = {
 }
 
 
-def write(folder: Path) -> dict[str, Any]:
+def write(folder: Path, words: Path | None = None) -> dict[str, Any]:
     """A checkpoint with words and loud random weights.
+
+    Args:
+        folder: where it is put.
+        words: a folder with the real vocabulary, for the released ids and size of patches; words
+            of a toy if not given.
 
     Returns:
         its config.json.
     """
-    marks = write_words(folder)
+    from transformers import DiffusionGemmaConfig
+
     raw = copy.deepcopy(CONFIG)
     raw["text_config"] |= _TEXT
     raw["vision_config"] |= _VISION
-    raw |= {
-        "boi_token_id": marks["<|image>"],
-        "canvas_length": 16,
-        "dtype": "float32",
-        "eoi_token_id": marks["<image|>"],
-        "eos_token_id": [marks["<eos>"], marks["<turn|>"], marks["<|tool_response>"]],
-        "image_token_id": marks["<|image|>"],
-    }
-    from transformers import DiffusionGemmaConfig
-
+    raw |= {"canvas_length": 16, "dtype": "float32"}
+    if words is None:
+        _speak_as_a_toy(raw, folder)
+    else:
+        shutil.copytree(words, folder, dirs_exist_ok=True)
+        raw["text_config"]["vocab_size"] = CONFIG["text_config"]["vocab_size"]
+        for name in ("patch_size", "pooling_kernel_size"):
+            raw["vision_config"][name] = CONFIG["vision_config"][name]
     toys.loud(
         DiffusionGemmaConfig.from_dict(copy.deepcopy(raw)), seed=7, calm=True
     ).save_pretrained(folder)
@@ -72,3 +76,14 @@ def write(folder: Path) -> dict[str, Any]:
     (folder / "generation_config.json").write_text(json.dumps(settings, indent=1))
     (folder / "preprocessor_config.json").write_text('{"max_soft_tokens": 70}')
     return raw
+
+
+def _speak_as_a_toy(raw: dict[str, Any], folder: Path) -> None:
+    marks = write_words(folder)
+    raw["text_config"]["vocab_size"] = SIZE
+    raw |= {
+        "boi_token_id": marks["<|image>"],
+        "eoi_token_id": marks["<image|>"],
+        "eos_token_id": [marks["<eos>"], marks["<turn|>"], marks["<|tool_response>"]],
+        "image_token_id": marks["<|image|>"],
+    }

@@ -124,20 +124,12 @@ def loud(config: Any, seed: int, *, calm: bool = False):
 
     torch.manual_seed(seed)
     model = DiffusionGemmaForBlockDiffusion(config).float().eval()
-    make_loud(model)
-    if calm:
-        with torch.no_grad():
-            for name, value in model.named_parameters():
-                if "down_proj" in name:
-                    value.mul_(0.02 if "self_conditioning" in name else 0.1)
+    with torch.no_grad():
+        for name, value in [*model.named_parameters(), *model.named_buffers()]:
+            _shout(name, value)
+            if calm and "down_proj" in name:
+                value.mul_(0.02 if "self_conditioning" in name else 0.1)
     return model
-
-
-@torch.no_grad()
-def make_loud(model) -> None:
-    """Random values for all that a model of transformers' holds."""
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        _shout(name, value)
 
 
 def _shout(name: str, value: torch.Tensor) -> None:
