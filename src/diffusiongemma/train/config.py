@@ -1,14 +1,27 @@
 """Everything that decides a training run, frozen, and saved beside its weights."""
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from typing import Any
 
 from diffusiongemma.core.errors import OptionError
+
+_MOST = 2**31 - 1
+_WHOLE = {
+    **dict.fromkeys(("steps", "batch", "canvas_length", "save_every", "log_every"), (1, _MOST)),
+    "warmup": (0, _MOST),
+    "seed": (0, 2**64 - 1),
+}
+_SHARES = ("lr_end", "ema", "conditioned")
+_POSITIVE = ("lr", "clip")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """A run. Defaults are the consensus of the public recipes for this model.
+
+    Numbers may be numpy's.
 
     Attributes:
         steps: optimizer steps.
@@ -27,6 +40,9 @@ class TrainConfig:
         seed: of weights, data, noise and coins.
         save_every: steps between checkpoints.
         log_every: steps between lines of the log.
+
+    Raises:
+        OptionError: a field of another type, or out of range.
     """
 
     steps: int
@@ -47,13 +63,44 @@ class TrainConfig:
     log_every: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "canvas_length", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr_end", "ema", "conditioned"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(f"{name} must lie in 0 to 1, got {getattr(self, name)}")
+        for field in fields(self):
+            # Numbers of other kinds, such as numpy's, become Python's own, which JSON knows.
+            object.__setattr__(self, field.name, _checked(field.name, getattr(self, field.name)))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+def _checked(name: str, value: Any) -> Any:
+    """A field's value as Python's own number."""
+    if name in _WHOLE:
+        least, most = _WHOLE[name]
+        is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not is_whole or not least <= int(value) <= most:
+            raise OptionError(
+                f"{name} must be a whole number from {least} to {most}, got {value!r}"
+            )
+        return int(value)
+    if name == "betas":
+        both = list(value) if isinstance(value, list | tuple) else []
+        if len(both) != 2 or not all(0 <= _number(one) < 1 for one in both):
+            raise OptionError(f"betas must be two numbers from 0 to below 1, got {value!r}")
+        return float(both[0]), float(both[1])
+    number = _number(value)
+    if name in _SHARES and not 0 <= number <= 1:
+        raise OptionError(f"{name} must be from 0 to 1, got {value!r}")
+    if not 0 <= number < math.inf or (name in _POSITIVE and number == 0):
+        least = "above 0" if name in _POSITIVE else "of at least 0"
+        raise OptionError(f"{name} must be a finite number {least}, got {value!r}")
+    return number
+
+
+def _number(value: Any) -> float:
+    """A real number; not-a-number, which no range holds, for all else."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # a whole number larger than all of them
+        return math.inf
