@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,15 +18,15 @@ from diffusiongemma.core import atomic, files
 EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir")
 
 
-def killed(work: Callable[[], object], moment: int) -> bool:
-    """Do the work in a child that is killed before its n-th event; whether it came to that."""
+def killed(work: Callable[[], object], moment: int, place: Path) -> bool:
+    """Do the work in a child that is killed before its n-th event in a place; whether it was."""
     child = os.fork()
     if child == 0:
         count = 0
 
         def hook(event: str, args: tuple) -> None:
             nonlocal count
-            if event in EVENTS:
+            if event in EVENTS and str(args[0]).startswith(str(place)):
                 count += 1
                 if count > moment:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -33,17 +34,20 @@ def killed(work: Callable[[], object], moment: int) -> bool:
         sys.addaudithook(hook)
         try:
             work()
-        finally:
-            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
     _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or status == 0, "the work failed"
     return os.WIFSIGNALED(status)
 
 
-def moments(work: Callable[[], object], begin: Callable[[], object]) -> Iterator[int]:
+def moments(work: Callable[[], object], begin: Callable[[], object], place: Path) -> Iterator[int]:
     """Begin anew, be killed, and yield, for one moment after the other until the work is done."""
     moment = 0
     begin()
-    while killed(work, moment):
+    while killed(work, moment, place):
         yield moment
         moment += 1
         begin()
@@ -102,7 +106,7 @@ def main(place: Path, case: str) -> None:
         if old is not None:
             fill(target, old) if " " in old else target.write_text(old)
 
-    for _ in moments(lambda: work(target), begin):
+    for _ in moments(lambda: work(target), begin, place):
         found = {"there": content(target), "litter": len(list(place.iterdir())) - target.exists()}
         if not target.exists() and (left := atomic.left_whole(target)):
             found["left"] = content(left)

@@ -53,11 +53,11 @@ def replacing(target: Path) -> Iterator[Path]:
         yield part / target.name
         for folder, _, files in os.walk(part):
             for file in files:
-                _settle(Path(folder, file))
-            _settle(Path(folder))
+                settle(Path(folder, file))
+            settle(Path(folder))
         whole = part.rename(scratch / "whole")
         _put(whole / target.name, target, scratch)
-        _settle(target.parent)
+        settle(target.parent)
     sweep(target.parent)  # what was kept as the only copy is none any more
 
 
@@ -168,7 +168,7 @@ def _take_over(leftover: Path, adopt: bool) -> None:
             target = leftover.with_name(one.name)
             if adopt and not os.path.lexists(target):
                 one.rename(target)
-                _settle(leftover.parent)
+                settle(leftover.parent)
         kept = any(not os.path.lexists(leftover.with_name(one.name)) for one in only)
     except BaseException:
         os.close(held)
@@ -231,7 +231,7 @@ def _exchange(one: Path, other: Path) -> bool:
     return call(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
-def _settle(path: Path) -> None:
+def settle(path: Path) -> None:
     """See to it that a file, or the list of names in a folder, is on the disk."""
     is_folder = path.is_dir()
     if is_folder and os.name != "posix":

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from diffusiongemma.core.errors import InputError
+from diffusiongemma.model.config import ModelConfig
 from diffusiongemma.train.objective import Batch
 
 
@@ -38,7 +39,7 @@ def pack(examples: Sequence[Example], width: int, eos: int, pad: int) -> Batch:
     Raises:
         InputError: an example without prompt or answer.
     """
-    if any(not e.prompt or not e.answer for e in examples):
+    if any(len(e.prompt) == 0 or len(e.answer) == 0 for e in examples):
         raise InputError("an example needs a prompt and an answer of at least one token each")
     counts = [-(-len(e.answer) // width) for e in examples]
     most = max(counts)
@@ -54,3 +55,22 @@ def pack(examples: Sequence[Example], width: int, eos: int, pad: int) -> Batch:
         canvas_BK=torch.arange(most)[None] < torch.tensor(counts)[:, None],
         width=width,
     )
+
+
+def check(batch: Batch, config: ModelConfig) -> None:
+    """Refuse a batch that the network cannot read.
+
+    Raises:
+        InputError: it is longer than the context, or holds what is no id of the vocabulary.
+    """
+    clean_BT, longest = batch.clean_BT, config.max_position_embeddings
+    if clean_BT.shape[1] > longest:
+        raise InputError(
+            f"an example has {clean_BT.shape[1]} tokens with its canvases, and the context of this "
+            f"model holds {longest}; leave it out or cut it"
+        )
+    if not 0 <= int(clean_BT.min()) <= int(clean_BT.max()) < config.vocab_size:
+        raise InputError(
+            f"an example holds what is no token id from 0 to {config.vocab_size - 1}; was it made "
+            "with this model's tokenizer?"
+        )

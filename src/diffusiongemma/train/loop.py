@@ -6,26 +6,27 @@ Logs are JSON lines; whoever watches gets each line too, as a dictionary.
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from diffusiongemma.core.errors import DiffusionGemmaError
+from diffusiongemma.core.atomic import settle
+from diffusiongemma.core.errors import CheckpointError, OptionError
 from diffusiongemma.model.model import DiffusionGemma
 from diffusiongemma.train.balance import Watch
 from diffusiongemma.train.config import TrainConfig
-from diffusiongemma.train.data import Source, pack
-from diffusiongemma.train.objective import losses
+from diffusiongemma.train.data import Source, check, pack
+from diffusiongemma.train.objective import Batch, Losses, losses
 from diffusiongemma.train.optim import Average, optimizer, rate
-from diffusiongemma.train.resume import Run, resume, save
+from diffusiongemma.train.resume import DivergedError, Run, alone, resume, save
+from diffusiongemma.train.stop import Stop
 
 Report = Callable[[dict[str, Any]], None]
-
-
-class DivergedError(DiffusionGemmaError, RuntimeError):
-    """The loss is no longer a number."""
 
 
 def train(
@@ -41,11 +42,15 @@ def train(
 ) -> Average:
     """Train, from the last checkpoint in the folder if there is one.
 
+    Ctrl-C, SIGTERM and SIGHUP end it after the step, which is saved: the run then goes on as if
+    nothing had been. A second one ends it at once; it saves nothing, and leaves the network in
+    memory as it happens to be.
+
     Args:
         model: the network; its weights are changed in place.
         source: the example of a number.
         config: the run.
-        folder: where checkpoints and `metrics.jsonl` go.
+        folder: where checkpoints and `metrics.jsonl` go; one run at a time.
         eos: fills the last canvas.
         pad: fills what is left.
         report: is given each line of the log.
@@ -55,33 +60,42 @@ def train(
         the averaged weights, which are the ones to keep.
 
     Raises:
-        DivergedError: the loss is no longer finite.
-        CheckpointError: a checkpoint is damaged or of another run.
+        DivergedError: losses, gradients or weights are no longer finite.
+        CheckpointError: a checkpoint is damaged, of another run, or cannot be written, or another
+            run is training in the folder.
+        OptionError: canvases leave no room for a prompt.
+        InputError: an example that the network cannot read.
+        KeyboardInterrupt: Ctrl-C.
+        SystemExit: SIGTERM or SIGHUP, with 128 + its number.
     """
-    model.requires_grad_(True).train()
-    dice = torch.Generator(device=model.device).manual_seed(config.seed)
-    run = Run(model, optimizer(model, config), Average(model, config.ema), dice)
-    resume(run, config, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    log, clock = _Log(folder, report), time.perf_counter()
-    try:
-        while run.step < config.steps:
+    longest = model.config.max_position_embeddings
+    if config.canvas_length >= longest:
+        raise OptionError(
+            f"canvas_length {config.canvas_length} leaves no room for a prompt in the context of "
+            f"this model, {longest}"
+        )
+    with Stop() as stop, alone(folder):
+        model.requires_grad_(True).train()
+        dice = torch.Generator(device=model.device).manual_seed(config.seed)
+        run = Run(model, optimizer(model, config), Average(model, config.ema), dice)
+        resume(run, config, folder)
+        log, clock, found = _Log(folder, report, run.step), time.perf_counter(), None
+        while run.step < config.steps and not stop.asked:
             first = run.step * config.batch
             examples = [source(first + n) for n in range(config.batch)]
             batch = pack(examples, config.canvas_length, eos, pad)
-            wanted = (run.step + 1) % config.log_every == 0 or run.step + 1 == config.steps
-            line = _step(run, batch, config, wanted)
+            check(batch, model.config)
+            found = _step(run, batch, config)
             now = time.perf_counter()
-            log.add(line, config, now - clock)
+            log.add(found, config, now - clock)
             clock = now
             if run.step % config.save_every == 0 or run.step == config.steps:
-                save(run, config, folder)
-                if sample is not None:
+                _keep(run, found, config, log)
+                if sample is not None and not stop.asked:
                     _shown(run, sample)
                     clock = time.perf_counter()
-    except KeyboardInterrupt:
-        save(run, config, folder)  # of the last whole step; the broken one is done again
-        raise
+        if stop.asked and found is not None:
+            _keep(run, found, config, log)
     return run.average
 
 
@@ -96,68 +110,124 @@ def _shown(run: Run, sample: Callable[[], None]) -> None:
         run.average.swap(run.model)
 
 
-def _step(run: Run, batch: Any, config: TrainConfig, wanted: bool) -> dict[str, Any]:
-    """One optimizer step; figures on the host only if they are wanted."""
-    state = run.dice.get_state()
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a step found, on the device; the experts' shares only if they are to be logged."""
+
+    step: int
+    losses: Losses
+    balance: Tensor
+    norm: Tensor
+    shares: list[list[float]] | None
+
+    def check(self) -> None:
+        """Raise if the step was none."""
+        loss, norm = float(self.losses.total.detach()), float(self.norm)
+        if not math.isfinite(loss + norm):
+            raise DivergedError(f"the loss is {loss} and the gradient {norm}", self.step)
+
+
+def _step(run: Run, batch: Batch, config: TrainConfig) -> _Found:
+    """One optimizer step."""
     run.optimizer.zero_grad(set_to_none=True)
-    try:
-        with Watch(run.model) as watch:
-            found = losses(
-                run.model,
-                batch,
-                run.dice,
-                conditioned=config.conditioned,
-                encoder_weight=config.encoder_weight,
-            )
-            balance = watch.balance()
-            (found.total + config.balance * balance).backward()
-        norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.clip)
-    except KeyboardInterrupt:
-        run.dice.set_state(state)
-        raise
+    with Watch(run.model) as watch:
+        found = losses(
+            run.model,
+            batch,
+            run.dice,
+            conditioned=config.conditioned,
+            encoder_weight=config.encoder_weight,
+        )
+        balance = watch.balance()
+        (found.total + config.balance * balance).backward()
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.clip)
     for group in run.optimizer.param_groups:
         group["lr"] = rate(run.step + 1, config)
     run.optimizer.step()
     run.step += 1
     run.average.update(run.model, run.step)
-    line: dict[str, Any] = {"step": run.step, "tokens": found.tokens}
-    if wanted:
-        shares = watch.shares()
-        line |= {
-            "loss": float(found.total.detach()),
-            "denoiser": float(found.denoiser),
-            "encoder": float(found.encoder),
-            "balance": float(balance.detach()),
-            "norm": float(norm),
-            "lr": rate(run.step, config),
-            "expert_share": [[round(share, 4) for share in layer] for layer in shares],
-        }
-        if not math.isfinite(line["loss"] + line["norm"]):
-            raise DivergedError(
-                f"the loss is {line['loss']} and the gradient {line['norm']} at step {run.step}; "
-                "lower lr or lengthen warmup, and go on from the last checkpoint"
-            )
-    return line
+    logged = run.step % config.log_every == 0 or run.step == config.steps
+    shares = watch.shares() if logged else None
+    return _Found(run.step, found, balance.detach(), norm, shares)
+
+
+def _keep(run: Run, found: _Found, config: TrainConfig, log: "_Log") -> None:
+    """Save a step that was one, and the log up to it."""
+    found.check()
+    log.settle()
+    save(run, config, log.file.parent)
 
 
 class _Log:
-    """Sums up the steps between two lines."""
+    """Sums up the steps between two lines.
 
-    def __init__(self, folder: Path, report: Report | None) -> None:
+    Args:
+        folder: where the log is; lines that a run wrote after its last checkpoint are removed, and
+            half a line too.
+        report: is given each line.
+        step: that the run goes on from.
+
+    Raises:
+        CheckpointError: it cannot be read or written.
+    """
+
+    def __init__(self, folder: Path, report: Report | None, step: int) -> None:
         self.file, self.report = folder / "metrics.jsonl", report
         self.tokens = self.seconds = 0.0
+        with self._telling(), self.file.open("a+b") as file:
+            file.seek(0)
+            kept = 0
+            for line in file:
+                if not _is_done(line, step):
+                    break
+                kept += len(line)
+            file.truncate(kept)
 
-    def add(self, line: dict[str, Any], config: TrainConfig, seconds: float) -> None:
-        """Count a step; write a line if the step has figures."""
-        self.tokens += line.pop("tokens")
+    def add(self, found: _Found, config: TrainConfig, seconds: float) -> None:
+        """Count a step; write a line if it is to be logged."""
+        self.tokens += found.losses.tokens
         self.seconds += seconds
-        if "loss" not in line:
+        if found.shares is None:
             return
-        line["tokens_per_second"] = round(self.tokens / self.seconds)
+        found.check()
         pace = self.seconds / config.log_every
-        line["left_minutes"] = round((config.steps - line["step"]) * pace / 60, 1)
+        line = {
+            "step": found.step,
+            "loss": float(found.losses.total.detach()),
+            "denoiser": float(found.losses.denoiser),
+            "encoder": float(found.losses.encoder),
+            "balance": float(found.balance),
+            "norm": float(found.norm),
+            "lr": rate(found.step, config),
+            "expert_share": [[round(share, 4) for share in layer] for layer in found.shares],
+            "tokens_per_second": round(self.tokens / self.seconds),
+            "left_minutes": round((config.steps - found.step) * pace / 60, 1),
+        }
         self.tokens = self.seconds = 0.0
-        with self.file.open("a", encoding="utf-8") as file:
+        with self._telling(), self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self.report is not None:
             self.report(line)
+
+    def settle(self) -> None:
+        """See to it that the log is on the disk before the checkpoint that belongs to it."""
+        with self._telling():
+            settle(self.file)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.file} cannot be written: {error.strerror or error}; check the disk and its "
+                "permissions, and go on from the last checkpoint"
+            ) from error
+
+
+def _is_done(line: bytes, step: int) -> bool:
+    """Whether a line of the log is whole, and of a step that is done."""
+    try:
+        return line.endswith(b"\n") and json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
