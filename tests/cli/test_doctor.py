@@ -18,6 +18,7 @@ def test_a_report_for_people(call: Call) -> None:
     for words in (
         "torch: ", "threads: ", "bfloat16: ", "memory: ", "needs: 52.0 GB", "cache: ",
         "attention: torch's scaled_dot_product_attention", "experts: a faster twin on the CPU",
+        "chat templates\n  rendered: in ",
     ):  # fmt: skip
         assert words in done.out, words
 

@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from PIL import Image
 from diffusiongemma.core.errors import CheckpointError, InputError
 from diffusiongemma.dialog.calls import ToolCall
 from diffusiongemma.dialog.chat import Chat, SpecialIds
+from diffusiongemma.dialog.template import Template
 from diffusiongemma.dialog.tokenizer import Tokenizer
-from toys_words import write_words
+from toys_words import TEMPLATE, write_words
 
 ChatIn = Callable[[Path], Chat]
 TOOL = {
@@ -343,6 +344,63 @@ def test_without_template(tmp_path: Path, chat_in: ChatIn) -> None:
     for options in ({"think": True}, {"tools": [TOOL]}):
         with pytest.raises(InputError, match="no chat template"):
             chat.render([USER], **options)
+
+
+class Counted(Template):
+    """A template that counts its renderings of long conversations."""
+
+    long = 0
+
+    def render(self, variables: Mapping[str, Any]) -> str:
+        self.long += len(variables["messages"]) > 1
+        return super().render(variables)
+
+
+def talk_with(source: str, tokenizer: Tokenizer) -> tuple[Chat, Counted]:
+    template = Counted(source)
+    return Chat(tokenizer, SpecialIds(), template), template
+
+
+TALK = [USER, {"role": "assistant", "content": "y"}, USER]
+
+
+def test_a_long_conversation_is_rendered_once(tokenizer: Tokenizer) -> None:
+    chat, template = talk_with(TEMPLATE, tokenizer)
+    for turn in range(1, 4):
+        chat.render(TALK, tools=[TOOL], think=True)
+        assert template.long == turn
+
+
+EACH = "{% for m in messages %}{{ m.content }}{% endfor %}"
+BOTH = "{% if enable_thinking %}T{% endif %}{% if tools %}F{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "thinks", "calls"),
+    [
+        (EACH, False, False),
+        (EACH + BOTH, True, True),
+        (EACH + "{% if enable_thinking %}{% endif %}{% set tools = tools or [] %}", False, False),
+        # What a template takes only in some conversations it takes in those.
+        (EACH + "{% if messages[1] %}" + BOTH + "{% endif %}", True, True),
+        ("{% if not messages[1] %}{{ raise_exception('') }}{% endif %}" + BOTH, True, True),
+        ("{% if not messages[1] %}{{ raise_exception('') }}{% endif %}x", False, False),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    source: str, thinks: bool, calls: bool, tokenizer: Tokenizer
+) -> None:
+    chat, _ = talk_with(source, tokenizer)
+    for taken, options, name in (
+        (thinks, {"think": True}, "thinking; leave think out"),
+        (calls, {"tools": [TOOL]}, "tools; leave tools out"),
+    ):
+        for _ in range(2):
+            if taken:
+                assert chat.render(TALK, **options).ids != chat.render(TALK).ids
+            else:
+                with pytest.raises(InputError, match=f"chat template knows no {name}"):
+                    chat.render(TALK, **options)
 
 
 def test_broken_template(tmp_path: Path, chat_in: ChatIn) -> None:

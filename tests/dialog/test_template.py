@@ -1,13 +1,11 @@
-"""The cage around chat templates."""
+"""Chat templates: their dialect, their sandbox, where they are found."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 
 from diffusiongemma.core.errors import CheckpointError, InputError
-from diffusiongemma.dialog import template as module
 from diffusiongemma.dialog.template import Template, find_template, special_names
 
 
@@ -57,47 +55,20 @@ def test_template_fails(source: str) -> None:
         "{{ ''.__class__.__mro__ }}",
         "{{ raise_exception.__globals__.x }}",
         "{{ messages.append(1) }}",
-        "{{ _tick.__closure__[0] }}",
         "{{ '{0.__class__.__mro__}'.format(messages) }}",
+        "{{ strftime_now.__self__.x }}",
+        "{{ (''|attr('format')).__globals__.x }}",
+        "{{ [messages]|map('{0.__class__.__mro__}'.format)|list }}",
+        "{{ ('{0.__class__.__mro__}'|attr('format'))(messages) }}",
+        "{% set ns = namespace(f='{0.__class__.__mro__}'.format) %}{{ ns.f(messages) }}",
+        "{% set ns = namespace(f=''.format) %}{{ ns.f.__globals__.x }}",
+        "{{ namespace().__init__.x }}",
+        "{{ namespace()._Namespace__attrs.clear() }}",
     ],
 )
 def test_sandbox(source: str) -> None:
     with pytest.raises((CheckpointError, InputError), match=r"may not|fails on these messages"):
         render(source, messages=[])
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{{ 'a' * 10 ** 9 }}",
-        "{{ 10 ** 10000 }}",
-        "{{ '%999999999d' % 1 }}",
-        "{{ [1] * 10 ** 9 }}",
-        "{% set n = namespace(x='ab') %}{% for i in range(99) %}"
-        "{% set n.x = n.x + n.x %}{% endfor %}",
-        "{% set n = namespace(x='ab') %}{% for i in range(99) %}"
-        "{% set n.x = n.x ~ n.x %}{% endfor %}",
-        "{% set x = 'a' * 10 ** 6 %}{% for i in range(99999) %}{{ x }}{% endfor %}",
-    ],
-)
-def test_too_large(source: str) -> None:
-    with pytest.raises(InputError, match="was stopped at"):
-        render(source)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{% set r = range(99999) | list %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}",
-        "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-    ],
-)
-def test_too_slow(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
-    monkeypatch.setattr(module, "TIME_LIMIT", 0.2)
-    start = time.monotonic()
-    with pytest.raises(InputError, match=r"was stopped at 0\.2 seconds"):
-        render(source)
-    assert time.monotonic() - start < 5
 
 
 def test_where_templates_are_found(tmp_path: Path) -> None:

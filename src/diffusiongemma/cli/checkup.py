@@ -104,6 +104,8 @@ class Checkup:
             self._try(open_chat, folder, tokenizer, config, eos)
         before = len(self.problems)
         template = self._try(find_template, folder)
+        if template is not None:
+            self._try(template.check)
         if len(self.problems) == before:
             self.facts["chat template"] = "found" if template else "none: one question, as it is"
         self._try(special_names, folder)

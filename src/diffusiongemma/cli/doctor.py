@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
         "released checkpoint": {"device and format": choose(None, None, "bfloat16").reason},
         "kernels": machine.backends(),
         f"fits {machine.RELEASED}": machine.fit(machine.RELEASED_BYTES, gpus),
+        "chat templates": machine.templates(),
         "hub": machine.hub(),
     }
     problems = _checkpoint(report, args, gpus) if args.model is not None else []

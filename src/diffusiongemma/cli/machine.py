@@ -105,6 +105,13 @@ def fit(needed: int, found: Facts) -> Facts:
     return said
 
 
+def templates() -> Facts:
+    """Where the chat templates of checkpoints are rendered, and which limits hold there."""
+    from diffusiongemma.dialog.cage import place
+
+    return {"rendered": place()}
+
+
 def hub() -> Facts:
     """What would be fetched from where, and where it is kept."""
     import huggingface_hub

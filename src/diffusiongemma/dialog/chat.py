@@ -83,6 +83,7 @@ class Chat:
         self.names = names or {}
         self.settings = settings or ImageSettings()
         self._parts = Parts(lambda turns: self._write(turns, None, False))
+        self._known: set[str] = set()
 
     @classmethod
     def from_folder(
@@ -140,7 +141,7 @@ class Chat:
 
         Raises:
             InputError: messages, tools or pictures that cannot be taken.
-            CheckpointError: the template breaks the sandbox.
+            CheckpointError: the template breaks the sandbox, or goes beyond its limits.
         """
         turns, media = flatten(messages)
         turns = turns if self.template is None else self._parts.fit(turns)
@@ -149,9 +150,9 @@ class Chat:
             turns = guards.mark(turns, self.tokenizer.control)
             declared = guards.mark(declared, self.tokenizer.control)
         text = self._write(turns, declared, think)
-        if think and text == self._write(turns, declared, False):
+        if think and not self._knows("thinking", text, turns, declared, think):
             raise InputError("this checkpoint's chat template knows no thinking; leave think out")
-        if declared and text == self._write(turns, None, think):
+        if declared and not self._knows("tools", text, turns, declared, think):
             raise InputError("this checkpoint's chat template knows no tools; leave tools out")
         budget = self.settings.max_soft_tokens if image_tokens is None else image_tokens
         shown = [self._look(medium, files, budget) for medium in media]
@@ -184,6 +185,26 @@ class Chat:
                 "enable_thinking": think,
             }
         )
+
+    def _knows(
+        self, option: str, text: str, turns: list[dict[str, Any]], tools: Any, think: bool
+    ) -> bool:
+        """Whether the template ever writes something else for an option that was given.
+
+        It is asked about the plainest conversation, and only then about this one, which may be
+        long. What it knows once it knows for good.
+        """
+        if option in self._known:
+            return True
+        without = (None, think) if option == "tools" else (tools, False)
+        plainest = [{"role": "user", "content": "x"}]
+        try:
+            known = self._write(plainest, tools, think) != self._write(plainest, *without)
+        except InputError:  # a template may want more than that
+            known = False
+        if known or text != self._write(turns, *without):
+            self._known.add(option)
+        return option in self._known
 
     def _without_template(self, turns: list[dict[str, Any]], tools: Any, think: bool) -> str:
         """One question as plain text, for checkpoints that were not taught to chat."""
