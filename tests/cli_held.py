@@ -8,6 +8,8 @@ so whoever reads it has seen all that was drawn before. Once the pipe is closed,
 """
 
 import os
+import select
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -16,6 +18,7 @@ from diffusiongemma.cli.main import main
 from diffusiongemma.engine.events import Event
 
 LET = int(sys.argv.pop(1))
+WOKEN, waker = os.pipe()
 bytes_read = 0
 
 
@@ -25,6 +28,7 @@ def held(events: Iterator[Event]) -> Iterator[Event]:
     try:
         while True:
             title(f"held at {bytes_read}")
+            wait()
             bytes_read += len(os.read(LET, 1))
             event = next(events, None)
             if event is None:
@@ -34,11 +38,19 @@ def held(events: Iterator[Event]) -> Iterator[Event]:
         title("not held")
 
 
+def wait() -> None:
+    """Until there is a byte. Ctrl-C ends it, even if it comes right before the wait begins."""
+    while LET not in (ready := select.select([LET, WOKEN], [], [])[0]):
+        os.read(ready[0], 1)
+
+
 def title(text: str) -> None:
     """Write it on the window's frame."""
     os.write(2, f"\x1b]2;{text}\x07".encode())
 
 
+os.set_blocking(waker, False)
+signal.set_wakeup_fd(waker)  # Python's handler runs after a system call; this ends the call
 follow = show.Show.follow
 show.Show.follow = lambda self, events: follow(self, held(events))
 show.FASTEST = 0.0  # every step is drawn, however fast they come

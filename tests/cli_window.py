@@ -112,7 +112,16 @@ class Window:
         """Whether the program has answered the last keys, and waits at its prompt."""
         here = self.screen.cursor
         prompt = self.shown[here.y] == ">" and here.x == 2
-        return prompt and len(self.raw) > self._before and self.raw.endswith(b"> ")
+        prompt = prompt and len(self.raw) > self._before and self.raw.endswith(b"> ")
+        return prompt and self.waits()
+
+    def waits(self) -> bool:
+        """Whether the program waits for something: Ctrl-C right before that is lost on Python."""
+        try:
+            status = Path(f"/proc/{self.process.pid}/stat").read_text()
+        except OSError:  # no Linux, or no such process any more
+            return True
+        return status.rpartition(")")[2].split()[0] != "R"
 
     def close(self) -> int:
         """Watch to the end; gives the exit code."""

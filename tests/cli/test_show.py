@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import diffusiongemma as dg
+from cli_help import Clock
 from diffusiongemma.cli.screen import printable
 from diffusiongemma.cli.show import Show
 from diffusiongemma.cli.watching import Pace
@@ -147,21 +148,6 @@ def test_figures_may_be_left_out(
     assert (reply.summary in capsys.readouterr().err) is figures
 
 
-class Clock:
-    """A clock of the test's own. Looking takes no time; a step takes what the test says."""
-
-    def __init__(self) -> None:
-        self.now, self.slept = 5.0, list[float]()
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        assert seconds > 0
-        self.slept.append(round(seconds, 6))
-        self.now += seconds
-
-
 def watched(
     gemma: dg.Gemma,
     capsys: pytest.CaptureFixture[str],
@@ -178,7 +164,8 @@ def watched(
         asked = {"seed": 1, "max_new_tokens": 1, "max_denoising_steps": len(seconds)}
         takes = iter(seconds)
         for event in gemma.stream("hello", **asked):
-            clock.now += next(takes) if isinstance(event, dg.Refined) else 0.0
+            if isinstance(event, dg.Refined):
+                clock.now = round(clock.now + next(takes), 6)
             yield event
 
     with at_a_terminal(term) as patch:
@@ -199,9 +186,11 @@ def test_it_is_drawn_thirty_times_a_second_at_most(
 def test_a_pace_holds_up_what_is_quicker_and_nothing_else(
     gemma: dg.Gemma, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    drawn, clock = watched(gemma, capsys, seconds=[0.01, 0.01, 0.29, 0.31, 2.0, 0.2], pace=0.3)
+    drawn, clock = watched(gemma, capsys, seconds=[0.01, 0.01, 0.09, 0.11, 2.0, 0.05], pace=0.1)
     assert drawn == ["1", "2", "3", "4", "5", "6"]
-    assert clock.slept == [0.29, 0.01, 0.1, 0.3]  # the last step is looked at, too
+    assert clock.slept == [0.09, 0.01, 0.05, 0.1]  # the last step is looked at, too
+    _, clock = watched(gemma, capsys, seconds=[0.01] * 2, pace=0.25)
+    assert clock.slept == [0.1, 0.1, 0.04, 0.1, 0.1, 0.05]
     drawn, clock = watched(gemma, capsys, seconds=[0.001] * 5, pace=0.01)
     assert drawn == ["1", "5"] and clock.slept == [0.009] * 4 + [0.01]
 
@@ -229,7 +218,7 @@ def test_a_canvas_that_ctrl_c_holds_back_is_shown_if_it_is_kept(
     talk = gemma.converse(max_new_tokens=30, max_denoising_steps=2)
     events = talk.stream("hello", seed=1)
     with at_a_terminal() as patch:
-        show = Show(gemma, speaks_ids=False, think=False, live=True, pace=Pace(0.3))
+        show = Show(gemma, speaks_ids=False, think=False, live=True, pace=Pace(0.1))
         clock = Alarm()
         patch.setattr("diffusiongemma.cli.show.time", clock)
         patch.setattr("diffusiongemma.cli.watching.time", clock)

@@ -15,6 +15,7 @@ from diffusiongemma.core.errors import OptionError
 
 PACE = 0.2  # seconds: one look. The small model settles a canvas in 2 to 6 steps of 2 ms
 LONGEST = 60.0
+NAP = 0.1  # seconds; Ctrl-C that comes right before a sleep is not heard before its end
 
 
 class Pace:
@@ -29,9 +30,8 @@ class Pace:
 
     def wait(self) -> None:
         """Return when the step before was shown for its time; from now on it is this one's."""
-        rest = self._until - time.monotonic()
-        if rest > 0:
-            time.sleep(rest)
+        while (rest := self._until - time.monotonic()) > 0:
+            time.sleep(min(rest, NAP))
         self._until = time.monotonic() + self.seconds
 
 
