@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Library
 
 from diffusiongemma.core.errors import CheckpointError, InputError
 from diffusiongemma.dialog.tokenizer import Tokenizer
@@ -61,6 +63,46 @@ def test_ids_beyond_the_vocabulary_have_no_text(tokenizer: Tokenizer) -> None:
 def test_impossible_id(tokenizer: Tokenizer, number: int) -> None:
     with pytest.raises(InputError, match=f"token id {number} is not in the vocabulary; pass"):
         tokenizer.decode([5, number])
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "why"),
+    [
+        (
+            "pre_tokenizer",
+            pre_tokenizers.Split(Regex("(a+)+$"), "isolated"),
+            "retry-limit-in-match over",
+        ),
+        ("model", models.WordLevel({"b": 0}, unk_token="zz"), r"Missing \[UNK\] token"),
+    ],
+)
+def test_a_tokenizer_that_fails_on_a_text(
+    part: str, value: object, why: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The library's panics are no exceptions, and it prints them where no one can forbid it."""
+    made = Library(models.BPE({"a": 0}, []))
+    setattr(made, part, value)
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer is not None
+    with pytest.raises(
+        CheckpointError, match=rf"tokenizer\.json of this .* fails on a text .*{why}"
+    ):
+        tokenizer.encode("a" * 40 + "!")
+    capfd.readouterr()
+
+
+def test_a_tokenizer_that_fails_on_a_reply(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = Library(models.BPE({"a": 0}, []))
+    made.decoder = decoders.Strip("a", 5, 1)
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer is not None
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json of this .* fails on a reply"):
+        tokenizer.decode([0])
+    capfd.readouterr()
 
 
 def test_lone_surrogate(tokenizer: Tokenizer) -> None:

@@ -4,21 +4,36 @@ Knows the `tokenizers` library and which tokens are control tokens. Does not kno
 templates or pictures, and never adds a BOS: the chat template writes its own.
 """
 
+import contextlib
 import json
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import tokenizers
 
 from diffusiongemma.core.errors import CheckpointError, InputError
 from diffusiongemma.core.reading import TABLES, read_bytes
+from diffusiongemma.dialog import growth
 
 # Gemma 4 writes its marks as <|name>, <name|> or <|name|>. A checkpoint may forget to flag one of
 # them as special, so the shape counts as well as the flag.
 _MARK = re.compile(r"<\|.+>|<.+\|>", re.DOTALL)
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+@contextlib.contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """What the library raises: bare exceptions, and panics, which are not even exceptions."""
+    try:
+        yield
+    except OverflowError:
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise CheckpointError(f"{what} ({error}); fetch the file again") from error
+        raise
 
 
 class Tokenizer:
@@ -54,13 +69,9 @@ class Tokenizer:
         content = read_bytes(file, TABLES)
         if content is None:
             return None
-        try:
+        growth.check(content, file)
+        with _failing(f"{file} is not a tokenizer that the tokenizers library can read"):
             return cls(tokenizers.Tokenizer.from_buffer(content))
-        except Exception as error:  # the library raises a bare Exception
-            raise CheckpointError(
-                f"{file} is not a tokenizer that the tokenizers library can read ({error}); "
-                "fetch the file again"
-            ) from error
 
     @property
     def size(self) -> int:
@@ -101,6 +112,7 @@ class Tokenizer:
 
         Raises:
             InputError: the text holds half of a surrogate pair, which is no character.
+            CheckpointError: the tokenizer's own steps or patterns fail on it.
         """
         try:
             text.encode("utf-8")
@@ -110,7 +122,8 @@ class Tokenizer:
                 "character; decode its source as UTF-8 before passing it"
             ) from error
         backend = self._backend if special else self._without_control()
-        return list(backend.encode(text, add_special_tokens=False).ids)
+        with _failing("the tokenizer.json of this checkpoint fails on a text"):
+            return list(backend.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """Text of ids. Ids beyond the vocabulary have no text.
@@ -121,12 +134,14 @@ class Tokenizer:
 
         Raises:
             InputError: an id is negative or no 32-bit number.
+            CheckpointError: the tokenizer's own steps fail on them.
         """
         kept = [int(number) for number in ids]
         if not special:
             kept = [number for number in kept if number not in self._control_ids]
         try:
-            return self._backend.decode(kept, skip_special_tokens=not special)
+            with _failing("the tokenizer.json of this checkpoint fails on a reply"):
+                return self._backend.decode(kept, skip_special_tokens=not special)
         except OverflowError as error:
             wrong = next(number for number in kept if not 0 <= number < 2**32)
             raise InputError(

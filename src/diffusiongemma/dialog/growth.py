@@ -1,0 +1,128 @@
+"""How much longer a tokenizer's steps may make a text, told before any of them runs.
+
+A tokenizer.json names steps that rewrite a text before it is cut into tokens, and tokens before
+they are joined. A chain of thirty that each double a letter never ends, nor can it be interrupted;
+one that runs on a token of the file hangs as it is read. Knows the steps of the `tokenizers`
+library by the keys of their settings, as that library does where a step's type is left out.
+"""
+
+import base64
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from diffusiongemma.core.errors import CheckpointError
+
+WRITTEN = 64
+"""Bytes for one byte that the file's own texts may come to; Llama 2's come to 12, Gemma's to 3."""
+
+FOLDED = 1 << 14
+"""The same with Unicode's forms, which are small but multiply; ALBERT's steps come to 9,000."""
+
+_CHAINS = ("normalizers", "pretokenizers", "processors", "decoders")
+# The largest growth of any letter. Of the steps with no entry here, `_SAME` keep a text's length.
+_FORMS = {"NFC": 3, "NFD": 3, "NFKC": 11, "NFKD": 11, "Lowercase": 1.5, "BertNormalizer": 3}
+_SAME = frozenset([
+    "Sequence", "Replace", "Prepend", "Precompiled", "TemplateProcessing", "Metaspace",  # by keys
+    "Strip", "StripAccents", "Nmt", "BertPreTokenizer", "CharDelimiterSplit", "Digits",
+    "FixedLength", "Punctuation", "Split", "UnicodeScripts", "Whitespace", "WhitespaceSplit",
+    "BertProcessing", "RobertaProcessing", "ByteFallback", "Fuse", "BPEDecoder", "CTC",
+])  # fmt: skip
+_OTHER = 4  # a byte becomes two in ByteLevel, a space is added in WordPiece; what others do is open
+
+
+def check(content: bytes, file: Path) -> None:
+    """Refuse a tokenizer whose steps may lengthen a text beyond measure.
+
+    Args:
+        content: of its tokenizer.json.
+        file: where that lies, for messages.
+
+    Raises:
+        CheckpointError: they may, or the file is not a JSON object.
+    """
+    try:
+        # As the library would read it: where a key stands twice, it takes the one, we the other.
+        data = json.loads(content.decode("utf-8"), object_pairs_hook=_once)
+        parts = [data.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor")]
+    except (CheckpointError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file} is not a tokenizer that can be read ({error}); fetch the file again"
+        ) from error
+    for steps, text in ((parts, "a text"), ([data.get("decoder")], "a token")):
+        written, folded = _growth(steps)
+        if written > WRITTEN or folded > FOLDED:
+            raise CheckpointError(
+                f"{file} has steps that may make {text} {max(written, folded):.2g} times as long, "
+                f"and at most {WRITTEN} times are taken; do not use this checkpoint unless you "
+                "trust its source"
+            )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        raise CheckpointError("a key stands twice in one object")
+    return data
+
+
+def _growth(steps: list[Any]) -> tuple[float, float]:
+    """Bytes for a byte, at most: by the file's own texts alone, and with Unicode's forms."""
+    written = folded = 1.0
+    for step in _flat(steps):
+        texts = _by_texts(step)
+        written *= texts
+        folded *= texts * _by_forms(step)
+    return written, folded
+
+
+def _flat(steps: list[Any]) -> list[dict[str, Any]]:
+    """All steps of chains within chains."""
+    flat: list[dict[str, Any]] = []
+    left = [*steps]
+    while left:
+        step = left.pop()
+        if isinstance(step, dict):
+            flat.append(step)
+            left += [inner for chain in _CHAINS for inner in _list(step.get(chain))]
+    return flat
+
+
+def _by_texts(step: dict[str, Any]) -> float:
+    growth = 1.0
+    if "pattern" in step and "content" in step:
+        pattern, content = step["pattern"], _bytes(step["content"])
+        old = _bytes(pattern.get("String")) if isinstance(pattern, dict) else 0
+        # A pattern that matches nothing at all does so on both sides of every letter.
+        growth *= max(1, content / old) if old else 1 + 2 * content
+    for key in ("prepend", "replacement"):
+        growth *= 1 + _bytes(step.get(key))
+    growth *= max(1, sum("Sequence" in part for part in _list(step.get("single"))))
+    kind = step.get("type")
+    known = kind in _SAME or kind in _FORMS or kind is None
+    return growth if known else growth * _OTHER
+
+
+def _by_forms(step: dict[str, Any]) -> float:
+    growth = _FORMS.get(str(step.get("type")), 1)
+    table = step.get("precompiled_charsmap")
+    return growth * _longest(table) if isinstance(table, str) else growth
+
+
+def _longest(table: str) -> float:
+    """The longest text in SentencePiece's table: an index with its size before it, then texts."""
+    try:
+        raw = base64.b64decode(table, validate=True)
+    except ValueError:
+        return math.inf
+    texts = raw[4 + int.from_bytes(raw[:4], "little") :]
+    return max(1, *map(len, texts.split(b"\0")))
+
+
+def _bytes(text: Any) -> int:
+    return len(text.encode("utf-8", "surrogatepass")) if isinstance(text, str) else 0
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
