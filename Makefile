@@ -80,7 +80,7 @@ $(VENV)/.made:
 
 $(VENV)/.runtime: $(VENV)/.made pyproject.toml constraints.txt
 	@echo "installing the runtime (torch is large: minutes, the first time)"
-	@$(PIP) hatchling editables
+	@$(PIP) hatchling hatch-fancy-pypi-readme editables
 	@$(PIP) --no-build-isolation --editable .
 	@touch $@
 

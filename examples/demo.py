@@ -11,6 +11,7 @@ Each line is the likeliest canvas of a step. Kept: samples that stay for the nex
 import argparse
 import os
 import random
+import shutil
 import sys
 
 # Threads that spin while they wait are slow on a busy machine; to be said before torch is imported.
@@ -86,6 +87,12 @@ def main() -> None:
     speed = f"{tokens / forwards:.1f} tokens per forward, {tokens / spent:.0f} tokens/s"
     print(f"\n{right} of {len(TASKS)} right, {speed}; over 2,000 problems of each task:")
     print(gemma.folder / "README.md")
+    how = (
+        ""
+        if shutil.which("diffusiongemma")
+        else f". {os.path.relpath(sys.prefix)}/bin/activate && "
+    )
+    print(f"\nGo on:  {how}diffusiongemma chat")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The wheel that people install: built offline, complete, and importable away from this tree."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -56,6 +57,16 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert packed == sources
     about = {name.partition(".dist-info/")[2] for name in names - packed}
     assert {"METADATA", "entry_points.txt", "licenses/LICENSE"} <= about
+
+
+def test_a_package_index_shows_a_readme_without_broken_links(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as opened:
+        (name,) = [name for name in opened.namelist() if name.endswith(".dist-info/METADATA")]
+        about = opened.read(name).decode()
+    assert "# diffusiongemma" in about and "make demo" in about
+    targets = re.findall(r"\]\(([^)]*)\)", about.partition("\n\n")[2])
+    assert [target for target in targets if not target.startswith("https://")] == []
+    assert "`docs/small.md`" in about
 
 
 def test_the_installed_wheel_imports(wheel: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""DiffusionGemma: text by diffusion. Run it, serve it, train it.
+"""DiffusionGemma: text by diffusion.
 
     import diffusiongemma as dg
 
