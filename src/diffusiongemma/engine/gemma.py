@@ -16,9 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusiongemma.checkpoint.card import by_hand, compose
-from diffusiongemma.checkpoint.folder import CARD, GENERATION, Kept, destination, keep
-from diffusiongemma.checkpoint.save import merged, save_model
+from diffusiongemma.checkpoint.folder import Kept, keep
 from diffusiongemma.core.device import Device
 from diffusiongemma.core.errors import InputError, OptionError, unknown_name
 from diffusiongemma.core.numbers import whole
@@ -45,6 +43,7 @@ from diffusiongemma.engine.request import (
     encode,
     tell,
 )
+from diffusiongemma.engine.saving import Copy
 from diffusiongemma.kernels.readout import BANNED, Ask
 from diffusiongemma.model.model import DiffusionGemma, Inputs
 
@@ -258,34 +257,42 @@ class Gemma:
         Raises:
             CheckpointError: the folder is in the way, or cannot be written.
         """
-        target = destination(folder)
-        own = by_hand(target) if overwrite else None
-        card = own or self._kept.files.get(CARD) or self._card(target.resolve().name).encode()
-        return self._write(target, card, overwrite)
+        return self._copy().save(folder, overwrite=overwrite)
 
-    def _card(self, place: str) -> str:
-        """A card for a checkpoint that had none."""
-        config, base = self.model.config, self._kept.origin
-        count = sum(weight.numel() for weight in self.model.parameters())
-        source = "" if base is None else f" It comes from `{base}`."
-        about = (
-            f"A DiffusionGemma with {count:,} parameters: it drafts {config.canvas_length} tokens "
-            f"at once, in a context of {config.max_position_embeddings:,}, and reads "
-            f"{'no pictures' if config.vision is None else 'pictures'}.{source}"
-        )
-        return compose(place, config, about=about, base=base)
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        message: str | None = None,
+    ) -> str:
+        """Save to a temporary folder, and upload that to the Hugging Face hub in one commit.
 
-    def _write(self, folder: Path, card: bytes, overwrite: bool) -> Path:
-        eos = {"eos_token_id": sorted(self.eos)} if self.eos else {}
-        said = self.sampler.to_generation_config() | eos
-        return save_model(
-            self.model,
-            folder,
-            extra={GENERATION: merged(said, self._kept.generation)},
-            keys=self._kept.config,
-            files={**self._kept.files, CARD: card},
-            overwrite=overwrite,
+        The folder lies where `tempfile` puts it (TMPDIR) and needs room for all weights.
+
+        Args:
+            repo_id: `organisation/name`; made if it does not exist.
+            private: a new repository is private unless this is False; one that exists stays as it
+                is, and must be as is said here.
+            token: with the right to write; by default the one that the hub's tools have stored.
+            revision: a branch, made if it does not exist; the main one if not given.
+            message: of the commit.
+
+        Returns:
+            the address of the commit.
+
+        Raises:
+            CheckpointError: the hub cannot be reached or refuses, or the disk is full.
+            OptionError: an option that has no meaning here.
+        """
+        return self._copy().push(
+            repo_id, private=private, token=token, revision=revision, message=message
         )
+
+    def _copy(self) -> Copy:
+        return Copy(self.model, self.sampler, self.eos, self._kept)
 
     def _request(
         self,
