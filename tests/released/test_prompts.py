@@ -105,6 +105,25 @@ def test_guarded_ids(name: str, chat: ChatOf, template: TemplateOf, theirs: Any)
     assert prompt.ids == expected
 
 
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_a_long_history(generation: str, chat: ChatOf, template: TemplateOf, theirs: Any) -> None:
+    """Templates look over the whole of it at each message."""
+    messages = [user("Where does it rain?")]
+    for n in range(60):
+        messages += [says(tool_calls=[call("weather", f"{n}", city=f"Oslo {n}")])]
+        messages += [result(f"rain {n}", name="weather", tool_call_id=f"{n}")]
+    tools = TALKS["tools without a call"].tools
+    expected = theirs.apply_chat_template(
+        messages,
+        tools=tools,
+        chat_template=template(generation),
+        enable_thinking=True,
+        add_generation_prompt=True,
+        return_dict=False,
+    )
+    assert chat(generation).render(messages, tools=tools, think=True).ids == expected
+
+
 def _pictures(expected: Any) -> tuple[Any, Any]:
     return expected.get("pixel_values", ()), expected.get("image_position_ids", ())
 
