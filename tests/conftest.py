@@ -3,6 +3,7 @@ that the suite measured.
 """
 
 import os
+import signal
 import statistics
 
 import pytest
@@ -13,6 +14,10 @@ from settled import Settled
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is made
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So a shell starts what runs in its background, and all that is started from there.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
