@@ -1,4 +1,5 @@
-"""The command, held by a test: an answer goes on by one event for each byte of a pipe.
+"""The command, held by a test: an answer goes on by one event for each byte of a pipe, and stands
+still once more when all of it was shown.
 
 Whatever is on the screen stays there until the test has seen it, on the fastest machine and on the
 busiest. The window's title tells how many bytes there were; it takes the same way as what is drawn,
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from diffusiongemma.cli import show
 from diffusiongemma.cli.main import main
 from diffusiongemma.engine.events import Event
+from diffusiongemma.engine.reply import Reply
 
 LET = int(sys.argv.pop(1))
 WOKEN, waker = os.pipe()
@@ -44,6 +46,15 @@ def wait() -> None:
         os.read(ready[0], 1)
 
 
+def finish_and_wait(self: show.Show, reply: Reply) -> None:
+    """Show what is left of an answer, and stand still."""
+    finish(self, reply)
+    title("answered")
+    wait()
+    os.read(LET, 1)
+    title("not held")
+
+
 def title(text: str) -> None:
     """Write it on the window's frame."""
     os.write(2, f"\x1b]2;{text}\x07".encode())
@@ -51,7 +62,8 @@ def title(text: str) -> None:
 
 os.set_blocking(waker, False)
 signal.set_wakeup_fd(waker)  # Python's handler runs after a system call; this ends the call
-follow = show.Show.follow
+follow, finish = show.Show.follow, show.Show.finish
 show.Show.follow = lambda self, events: follow(self, held(events))
+show.Show.finish = finish_and_wait
 show.FASTEST = 0.0  # every step is drawn, however fast they come
 sys.exit(main())

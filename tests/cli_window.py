@@ -96,9 +96,10 @@ class Window:
         """Have an answer go on until something is to be seen, and stand still there."""
         assert self._let is not None, "the program is not held"
         while True:
-            self.until(lambda: self.screen.title == f"held at {self._steps}")
+            self.until(lambda: self.screen.title in (f"held at {self._steps}", "answered"))
             if seen in self.text:
                 return
+            assert self.screen.title != "answered", f"not seen: {seen}\n{self.text}"
             os.write(self._let, b".")
             self._steps += 1
 

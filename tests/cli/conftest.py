@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,8 @@ from PIL import Image
 
 import toys
 from cli_help import Call, Done, edit
+from cli_talk import Open
+from cli_window import Window
 from diffusiongemma.cli.main import main
 from toys_words import SIZE, write_words
 
@@ -80,3 +82,25 @@ def refused(call: Call) -> Callable[..., str]:
         return done.err.removeprefix("error: ").rstrip("\n")
 
     return run
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """Where the system has programs keep what they remember."""
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def opened(words: Path, state: Path) -> Iterator[Open]:
+    """Begin a chat in a window."""
+    windows: list[Window] = []
+
+    def begin(*options: object, variables: Mapping[str, str] | None = None, **how) -> Window:
+        variables = {"XDG_STATE_HOME": str(state)} | dict(variables or {})
+        windows.append(Window("chat", "-m", words, *options, variables=variables, **how))
+        return windows[-1]
+
+    yield begin
+    for window in windows:
+        window.process.kill()
+        window.process.wait()

@@ -1,40 +1,24 @@
 """`diffusiongemma chat`: at a terminal, with its keys and its sizes; and over pipes."""
 
 import os
+import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pyte
 import pytest
 
 import diffusiongemma as dg
 from cli_help import COMMAND, ENVIRONMENT, QUICK, Call
+from cli_talk import OPTIONS, Open, replies, seen_in
 from cli_window import Window
+from diffusiongemma.cli.lines import Keys
 from diffusiongemma.cli.options import flag_of
 from diffusiongemma.cli.screen import printable
 from toys_words import MARKS
 
 LONG = ["--seed", "3", "--max-new-tokens", "480", "--max-denoising-steps", "40"]
-OPTIONS = {"max_new_tokens": 20, "max_denoising_steps": 4}
 DRAWN = "mean entropy"  # a status that stands below a canvas
-
-Open = Callable[..., Window]
-
-
-@pytest.fixture
-def opened(words: Path) -> Iterator[Open]:
-    """Begin a chat in a window."""
-    windows: list[Window] = []
-
-    def begin(*options: object, **how) -> Window:
-        windows.append(Window("chat", "-m", words, *options, **how))
-        return windows[-1]
-
-    yield begin
-    for window in windows:
-        window.process.kill()
-        window.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +33,6 @@ def endless(words: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Placeholders of pictures are never written.
     edit(folder / "generation_config.json", eos_token_id=MARKS.index("<|image|>"))
     return folder
-
-
-def replies(folder: Path, *turns: str) -> list[str]:
-    """What the door answers."""
-    talk = dg.load(folder).converse(**OPTIONS)
-    return [printable(talk.generate(turn, seed=3).text) for turn in turns]
-
-
-def seen_in(columns: int, text: str) -> list[str]:
-    """How a terminal shows a text."""
-    screen = pyte.Screen(columns, 200)
-    pyte.Stream(screen).feed(text.replace("\n", "\r\n"))
-    return [line.rstrip() for line in screen.display][: screen.cursor.y + 1]
 
 
 def test_a_conversation_at_a_terminal(opened: Open, words: Path) -> None:
@@ -112,7 +83,7 @@ def test_commands(opened: Open, words: Path) -> None:
     assert window.close() == 0
 
 
-def test_ctrl_c_stops_an_answer_and_then_leaves(opened: Open, endless: Path) -> None:
+def test_ctrl_c_stops_an_answer(opened: Open, endless: Path) -> None:
     window = opened("-m", endless, *LONG, held=True)
     window.until(window.asks)
     window.type("hello\n")
@@ -130,9 +101,67 @@ def test_ctrl_c_stops_an_answer_and_then_leaves(opened: Open, endless: Path) -> 
     window.type("\x03")
     window.until("stopped, and not remembered")
     window.until(window.asks)
-    window.type("half a li\x03")
+    assert b"Traceback" not in window.raw
+
+
+def begin_a_line(window: Window, text: str) -> None:
+    """Type it, and watch until the program has it."""
+    window.type(text)
+    window.until(lambda: window.shown[window.screen.cursor.y] == f"> {text}".rstrip())
+    window.until(window.waits)
+
+
+def test_ctrl_c_at_the_prompt_clears_the_line(opened: Open) -> None:
+    window = opened(*QUICK)
+    window.until(window.asks)
+    for text in ("half a li", "", "the other half"):
+        window.type("hello\n")  # what a Ctrl-C said before is over with it
+        window.until(window.asks)
+        begin_a_line(window, text)
+        window.type("\x03")
+        window.until(window.asks)
+        assert window.text.endswith(f"> {text}^C\nCtrl-C once more leaves, and so does Ctrl-D\n>")
+        begin_a_line(window, "another li")  # so it is not meant to leave
+        window.type("\x03")
+        window.until(window.asks)
+    window.type("/undo\n")
+    window.until("taken back; 4 messages are left")
+    window.until(window.asks)
+    window.type("\x03")
+    window.until(window.asks)
+    window.type("\x03")
     assert window.close() == 130
     assert b"Traceback" not in window.raw
+
+
+def test_ctrl_c_right_after_an_answer_changes_nothing(opened: Open, words: Path) -> None:
+    """It was meant to stop it."""
+    window = opened(*QUICK, held=True)
+    window.until(window.asks)
+    window.type("hello\n")
+    window.step_until(", seed 3")
+    assert window.screen.title == "answered"
+    window.type("\x03")
+    window.let_go()
+    window.until(lambda: window.text.endswith("\n^C>"))  # as the terminal shows this key
+    (answer,) = replies(words, "hello")
+    assert "\n".join(seen_in(60, answer)) in window.text and "Ctrl-C once" not in window.text
+    window.type("/undo\n")
+    window.until("taken back; 0 messages are left")
+
+
+def test_ctrl_c_is_heard_once_and_where_it_means_something() -> None:
+    keys = Keys()
+    with keys.ours():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), keys:
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        with keys:
+            pass
+        signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_ctrl_c_does_not_wait_for_the_pace(opened: Open, endless: Path) -> None:

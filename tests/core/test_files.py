@@ -27,6 +27,26 @@ def test_a_file_keeps_its_mode_and_a_new_one_follows_the_umask(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"]
 
 
+def test_what_is_private_is_so_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, modes, real = tmp_path / "file", list[int](), Path.write_text
+    file.touch(0o644)
+
+    def watched(self: Path, *args: str, **options: str) -> int:
+        modes.append(stat.S_IMODE(self.stat().st_mode))
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Path, "write_text", watched)
+    before = os.umask(0)
+    try:
+        write_whole(file, "secret", private=True)
+    finally:
+        os.umask(before)
+    assert modes == [0o600] and stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert file.read_text() == "secret"
+
+
 def test_links_are_followed_and_pipes_written_to(tmp_path: Path) -> None:
     real, link, pipe = tmp_path / "real", tmp_path / "link", tmp_path / "pipe"
     real.write_text("old")

@@ -1,15 +1,15 @@
 """The verb `chat`: a conversation, line by line; the canvas is refined before one's eyes.
 
-Knows the prompt and its commands. How an answer is shown is `show`'s business, what is remembered
-the conversation's.
+Knows its commands. How a line is read is the business of `lines`, how an answer is shown of `show`,
+what is remembered of the conversation, and what lies on disk of `saved`.
 """
 
 import argparse
-import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
+from diffusiongemma.cli import saved
 from diffusiongemma.cli.asking import open_model
 from diffusiongemma.cli.options import Parser, add_opened_model, add_sampling, check_sampling, whole
 from diffusiongemma.cli.watching import add_watching, watching
@@ -21,16 +21,23 @@ COMMANDS = {
     "/help": "say this",
     "/new": "begin a new conversation",
     "/undo": "take the last question and its answer back",
+    "/save": "FILE: write the conversation, as JSON that -c and other programs read",
     "/seed": "N: same seed, same answers; without N, a new one each time",
-    "/quit": "leave; so do Ctrl-D, and Ctrl-C at the prompt",
+    "/quit": "leave; so do Ctrl-D, and Ctrl-C twice",
 }
+TAKES = ("/save", "/seed")
 AFTER = "\n".join(
     [
         "commands at the prompt:",
         *(f"  {name:8}{about}" for name, about in COMMANDS.items()),
         "",
-        "Ctrl-C stops an answer; what is committed of it stays. A line that begins with // says",
-        "something that begins with /. Where standard input is no terminal, each line is a turn.",
+        "Ctrl-C stops an answer; what is committed of it stays. At the prompt it clears the line.",
+        "A line that begins with // says something that begins with /. Where standard input is no",
+        "terminal, each line is a turn.",
+        "",
+        "A conversation at a terminal is kept for -c, until the next one takes its place, in",
+        f"~/.local/state/{saved.LAST} (or below XDG_STATE_HOME), which only you",
+        "can read. --private keeps nothing.",
     ]
 )
 
@@ -40,6 +47,15 @@ def parser() -> Parser:
     made = Parser(USAGE, ABOUT, AFTER)
     add_opened_model(made)
     asked = made.add_argument_group("the conversation")
+    asked.add_argument(
+        *("-c", "--continue"),
+        dest="go_on",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="go on with a conversation that /save wrote; without FILE, with the last one",
+    )
+    asked.add_argument("--private", action="store_true", help="keep nothing of it for -c")
     asked.add_argument("-s", "--system", metavar="TEXT", help="a system message")
     asked.add_argument(
         "--guard", action="store_true", help="read control tokens that a message spells as letters"
@@ -59,8 +75,18 @@ def run(args: argparse.Namespace) -> int:
     if sys.stdout is None or sys.stdin is None:
         raise InputError("a chat needs a standard input and output, and one of them is closed")
     check_sampling(args.sampling)
-    _Session(open_model(args), args).run()
+    said = _said(args)
+    _Session(open_model(args), args, said).run()
     return 0
+
+
+def _said(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """What was said before, if this goes on with it."""
+    if args.go_on is None:
+        return []
+    if not args.go_on and not saved.last().exists():
+        raise InputError("no conversation was kept to go on with; leave -c out, or name a file")
+    return saved.read(args.go_on or saved.last())
 
 
 SMALL = """
@@ -70,76 +96,74 @@ The model inside the package solves small tasks and knows no language. Try: Sort
 class _Session:
     """One conversation at one terminal, or over two pipes."""
 
-    def __init__(self, gemma: Any, args: argparse.Namespace) -> None:
+    def __init__(self, gemma: Any, args: argparse.Namespace, said: list[dict[str, Any]]) -> None:
+        from diffusiongemma.cli.lines import Keys, Lines
         from diffusiongemma.cli.screen import Screen
 
         self._gemma, self._think, self._seed = gemma, args.think, args.seed
+        system = args.system
+        if said and said[0]["role"] in ("system", "developer"):
+            earlier = _words(said.pop(0))[1]
+            system = earlier if system is None else system
+        self._system = [] if system is None else [{"role": "system", "content": system}]
         self._talk = gemma.converse(
-            system=args.system, think=args.think, guard=args.guard, stop=args.stop, **args.sampling
+            system=system, think=args.think, guard=args.guard, stop=args.stop, **args.sampling
         )
+        self._talk.messages += said
         self._watching = watching(args, gemma.folder)
-        self._typed = sys.stdin.isatty()
-        self._screen = Screen()
+        self._screen, self._keys = Screen(), Keys()
+        self._lines = Lines(self._screen, self._keys)
+        self._lines.recall(text for role, text in map(_words, said) if role == "user" and text)
+        # A pipe is somebody's program, which says so if it wants anything kept.
+        self._keeps = not args.private and (self._lines.typed or args.go_on == "")
 
     def run(self) -> None:
         """Take line after line."""
+        if not self._lines.typed:
+            while (line := self._lines.take()) is not None and self._take(line):
+                pass
+            return
+        self._greet()
+        with self._keys.ours():
+            while (line := self._lines.take()) is not None:
+                try:
+                    if not self._take(line):
+                        return
+                except DiffusionGemmaError as error:
+                    self._screen.note(f"error: {error}")
+
+    def _greet(self) -> None:
         from diffusiongemma.engine.open import SHIPPED
 
-        if self._typed:
-            about = f"{self._gemma.folder.name}; /help lists the commands, Ctrl-D leaves"
-            self._screen.note(f"{about}{SMALL if self._gemma.folder == SHIPPED else ''}")
-        for line in self._lines():
-            try:
-                if line.startswith("/") and not line.startswith("//"):
-                    if not self._obey(line):
-                        return
-                elif line.strip():
-                    self._answer(line.removeprefix("/") if line.startswith("//") else line)
-            except DiffusionGemmaError as error:
-                if not self._typed:
-                    raise
-                self._screen.note(f"error: {error}")
+        about = f"{self._gemma.folder.name}; /help lists the commands, Ctrl-D leaves"
+        self._screen.note(f"{about}{SMALL if self._gemma.folder == SHIPPED else ''}")
+        if self._talk.messages:
+            self._screen.note(f"it goes on after {len(self._talk.messages)} messages:")
+            for role, text in map(_words, self._talk.messages[-2:]):
+                self._screen.note(f"> {text}" if role == "user" else text)
 
-    def _lines(self) -> Iterator[str]:
-        if self._typed and sys.stdout.isatty():
-            with contextlib.suppress(ImportError):
-                import readline
-
-                readline.parse_and_bind("tab: self-insert")  # it would complete names of files
-        while True:
+    def _take(self, line: str) -> bool:
+        """Do what a line says; False to leave."""
+        if line.startswith("/") and not line.startswith("//"):
             try:
-                yield self._line()
-            except EOFError:
-                if self._typed:
-                    self._screen.note("")
-                return
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"standard input is no text in UTF-8 ({error.reason} at byte {error.start}); "
-                    "convert it first"
-                ) from error
+                with self._keys:
+                    return self._obey(line)
             except KeyboardInterrupt:
-                if self._typed:
-                    self._screen.note("")
-                raise
-
-    def _line(self) -> str:
-        if self._typed and sys.stdout.isatty():
-            return input("> ")
-        if self._typed:  # the answers go elsewhere, and so the prompt must not go with them
-            print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
-        if not line:
-            raise EOFError
-        return line.rstrip("\r\n")
+                if not self._lines.typed:
+                    raise
+                self._screen.note("stopped")
+        elif line.strip():
+            self._answer(line.removeprefix("/") if line.startswith("//") else line)
+        return True
 
     def _obey(self, line: str) -> bool:
         """Do what a command says; False to leave."""
         command, _, rest = line.partition(" ")
+        rest = rest.strip()
         if command not in COMMANDS:
             raise InputError(unknown_name("command", command, COMMANDS))
-        if rest.strip() and command != "/seed":
-            raise InputError(f"{command} takes nothing, got '{rest.strip()}'; leave it out")
+        if rest and command not in TAKES:
+            raise InputError(f"{command} takes nothing, got '{rest}'; leave it out")
         match command:
             case "/quit":
                 return False
@@ -153,8 +177,12 @@ class _Session:
                 left = len(self._talk.messages)
                 said = f"taken back; {left} messages are left" if undone else "nothing was said yet"
                 self._screen.note(said)
+                if undone:
+                    self._keep()
+            case "/save":
+                self._save(rest)
             case "/seed":
-                self._seed = _seed(rest.strip())
+                self._seed = _seed(rest)
                 self._screen.note(
                     "a new seed for each answer" if self._seed is None else f"seed {self._seed}"
                 )
@@ -164,20 +192,56 @@ class _Session:
         from diffusiongemma.cli.show import Show
 
         before = len(self._talk.messages)
-        events = self._talk.stream(text, seed=self._seed)
         show = Show(self._gemma, speaks_ids=False, think=self._think, live=True, **self._watching)
+        events = None
         try:
-            show.finish(show.follow(events))
-            sys.stdout.flush()
+            with self._keys:
+                events = self._talk.stream(text, seed=self._seed)
+                reply = show.follow(events)
         except KeyboardInterrupt:
-            events.close()
+            if events is not None:
+                events.close()
             kept = len(self._talk.messages) > before
             show.stop(self._talk.messages[-1]["content"] if kept else "")
-            if not self._typed:
+            if not self._lines.typed:
                 raise
             self._screen.note(
                 "stopped; what is written stays" if kept else "stopped, and not remembered"
             )
+        else:
+            show.finish(reply)
+            sys.stdout.flush()
+        self._keep()
+
+    def _all(self) -> list[Mapping[str, Any]]:
+        return [*self._system, *self._talk.messages]
+
+    def _save(self, path: str) -> None:
+        if not path:
+            raise InputError("/save needs the name of a file")
+        if not self._talk.messages:
+            raise InputError("nothing was said yet, so there is nothing to save")
+        file = saved.save(path, self._all())
+        self._screen.note(f"{len(self._talk.messages)} messages are in {file}")
+
+    def _keep(self) -> None:
+        """Keep the conversation for the next time; a disk that has no room for it ends nothing."""
+        if not self._keeps:
+            return
+        try:
+            saved.keep(self._all())
+        except DiffusionGemmaError as error:
+            self._keeps = False
+            self._screen.note(f"this conversation is not kept for -c: {error}")
+
+
+def _words(message: Mapping[str, Any]) -> tuple[str, str]:
+    """Who says a message, and its text."""
+    content = message.get("content") or ""
+    if not isinstance(content, str):
+        parts = [part if isinstance(part, str) else part.get("text", "") for part in content]
+        content = "".join(parts)
+    return str(message.get("role")), content
 
 
 def _seed(text: str) -> int | None:

@@ -27,10 +27,15 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise InputError(f"'{name}' cannot be written: no permission in {place}; {_HELP}")
 
 
-def write_whole(path: str | os.PathLike[str], text: str) -> Path:
+def write_whole(path: str | os.PathLike[str], text: str, *, private: bool = False) -> Path:
     """Write a text file, whole or not at all: what was there stays until all of it is written.
 
     A link is followed, a pipe or a device is written to, and a file keeps its permissions.
+
+    Args:
+        path: of the file.
+        text: what it is to hold.
+        private: it is for its owner's eyes only, whatever it was before.
 
     Raises:
         InputError: the file cannot be written.
@@ -41,8 +46,10 @@ def write_whole(path: str | os.PathLike[str], text: str) -> Path:
             Path(path).write_text(text, encoding="utf-8")  # a pipe or a terminal; a folder refuses
             return Path(path)
         with replacing(target) as scratch:
+            if private:
+                scratch.touch(0o600)  # before there is anything to see
             scratch.write_text(text, encoding="utf-8", errors="replace")
-            if target.exists():
+            if target.exists() and not private:
                 shutil.copymode(target, scratch)
     except OSError as error:
         raise InputError(
