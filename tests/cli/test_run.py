@@ -35,6 +35,14 @@ def piped(text: bytes) -> Iterator[None]:
         yield
 
 
+def test_a_folder_without_a_template_is_said_to_be_one(copy: Path, call: Call) -> None:
+    assert "note" not in call("-m", copy, "hello", *QUICK).err
+    (copy / "chat_template.jinja").unlink()
+    done = call("-m", copy, "hello", *QUICK)
+    assert done.code == 0
+    assert f"note: {copy} has no chat template, so a prompt is read as plain text" in done.err
+
+
 def test_a_prompt_is_answered_as_by_the_door(words: Path, call: Call, gemma: dg.Gemma) -> None:
     done = call("-m", words, "hello", *QUICK)
     assert (done.code, done.err) == (0, "")

@@ -403,6 +403,61 @@ def test_an_option_without_effect_is_refused(
                     chat.render(TALK, **options)
 
 
+ADDED = {"__type": "AddedToken", "content": "<bos>"}
+CLASSES = (None, "PreTrainedTokenizerFast", "GemmaTokenizer", "GemmaTokenizerFast")
+
+
+@pytest.mark.parametrize("bos", ["not there", None, "<bos>", ADDED])
+@pytest.mark.parametrize("kind", CLASSES)
+def test_the_first_token_is_that_of_transformers(
+    tmp_path: Path, chat_in: ChatIn, kind: str | None, bos: Any
+) -> None:
+    """Whatever tokenizer_config.json says of it, or leaves out."""
+    transformers = pytest.importorskip("transformers")
+    write_words(tmp_path)
+    said = {} if kind is None else {"tokenizer_class": kind}
+    said |= {} if bos == "not there" else {"bos_token": bos}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    (tmp_path / "config.json").write_text('{"model_type": "diffusion_gemma"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ids = theirs.apply_chat_template(
+        [USER], add_generation_prompt=True, return_dict=False, enable_thinking=False
+    )
+    assert chat_in(tmp_path).render([USER]).ids[:2] == ids[:2]
+
+
+def test_a_template_for_tools_is_used_with_tools(tmp_path: Path, chat_in: ChatIn) -> None:
+    transformers = pytest.importorskip("transformers")
+    write_words(tmp_path)
+    (tmp_path / "additional_chat_templates").mkdir()
+    other = "{% for tool in tools %}{{ tool.function.name }}{% endfor %}: {{ messages[0].content }}"
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text(other)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    for tools in (None, [TOOL]):
+        ids = theirs.apply_chat_template(
+            [USER], tools=tools, add_generation_prompt=True, return_dict=False,
+            enable_thinking=False,
+        )  # fmt: skip
+        assert chat_in(tmp_path).render([USER], tools=tools).ids == ids
+
+
+def test_a_folder_without_a_template_says_so(
+    tmp_path: Path, chat_in: ChatIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_words(tmp_path)
+    chat_in(tmp_path)
+    assert caplog.messages == []
+    source = (tmp_path / "chat_template.jinja").read_text()
+    (tmp_path / "chat_template.jinja").unlink()
+    chat_in(tmp_path)
+    chat_in(tmp_path)
+    (message,) = caplog.messages  # once
+    assert message.startswith(f"{tmp_path} has no chat template, so a prompt is read as plain text")
+    caplog.clear()
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": source}))
+    assert chat_in(tmp_path).render([USER], think=True).ids and caplog.messages == []
+
+
 def test_broken_template(tmp_path: Path, chat_in: ChatIn) -> None:
     write_words(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ messages.__class__.__mro__[1] }}")

@@ -105,17 +105,54 @@ def test_templates_that_cannot_be_found(tmp_path: Path) -> None:
         find_template(tmp_path)
 
 
+def source(folder: Path, name: str = "default") -> str | None:
+    found = find_template(folder, name)
+    return None if found is None else found.render({})
+
+
+def test_where_old_templates_are_found(tmp_path: Path) -> None:
+    """As transformers does: in its processors' old file, in its tokenizers' settings."""
+    config, old = tmp_path / "tokenizer_config.json", tmp_path / "chat_template.json"
+    config.write_text(json.dumps({"chat_template": "settings"}))
+    assert source(tmp_path) == "settings"
+    old.write_text(json.dumps({"chat_template": "old"}))
+    assert source(tmp_path) == "old"
+    old.write_text(json.dumps({"chat_template": {"default": "named", "tool_use": "tools"}}))
+    assert (source(tmp_path), source(tmp_path, "tool_use")) == ("named", "tools")
+    old.write_text("{}")
+    assert (source(tmp_path), source(tmp_path, "tool_use")) == ("settings", None)
+    (tmp_path / "chat_template.jinja").write_text("new")
+    assert (source(tmp_path), source(tmp_path, "tool_use")) == ("new", None)
+
+
+def test_where_templates_for_tools_are_found(tmp_path: Path) -> None:
+    named = [{"name": "tool_use", "template": "old"}, {"name": "default", "template": "default"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert (source(tmp_path), source(tmp_path, "tool_use")) == ("default", "old")
+    (tmp_path / "chat_template.jinja").write_text("new")
+    assert source(tmp_path, "tool_use") is None
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+    assert (source(tmp_path), source(tmp_path, "tool_use")) == ("new", "tools")
+
+
 def test_special_names(tmp_path: Path) -> None:
-    assert special_names(tmp_path) == {}
+    gemma = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "unk", "pad", "mask")}
+    assert special_names(tmp_path) == gemma
     (tmp_path / "special_tokens_map.json").write_text('{"bos_token": "old", "pad_token": "<pad>"}')
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps(
             {
-                "bos_token": {"content": "<bos>"},
+                "tokenizer_class": "GemmaTokenizer",
+                "bos_token": {"content": "<s>"},
+                "eos_token": None,
                 "add_bos_token": True,
                 "extra_special_tokens": {"boi_token": "<|image>"},
             }
         )
     )
-    expected = {"bos_token": "<bos>", "pad_token": "<pad>", "boi_token": "<|image>"}
+    expected = gemma | {"bos_token": "<s>", "boi_token": "<|image>"}
+    del expected["eos_token"]
     assert special_names(tmp_path) == expected
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "AnotherTokenizer"}')
+    assert special_names(tmp_path) == {"bos_token": "old", "pad_token": "<pad>"}

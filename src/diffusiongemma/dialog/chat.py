@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusiongemma.core.errors import InputError
+from diffusiongemma.core.log import warn_once
 from diffusiongemma.dialog import guard as guards
 from diffusiongemma.dialog.marks import Marks, Opening
 from diffusiongemma.dialog.messages import Media, flatten, plain
@@ -60,6 +61,7 @@ class Chat:
         tokenizer: its tokenizer.
         ids: its special ids.
         template: its chat template, or None.
+        tool_template: the one for prompts with tools, where it has one of its own.
         names: special tokens by the names that templates use.
         settings: how images are cut.
 
@@ -73,13 +75,14 @@ class Chat:
         ids: SpecialIds,
         template: Template | None = None,
         *,
+        tool_template: Template | None = None,
         names: dict[str, str] | None = None,
         settings: ImageSettings | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.ids = ids
         self.marks = Marks(tokenizer, ids.eos_token_id)
-        self.template = template
+        self.template, self.tool_template = template, tool_template
         self.names = names or {}
         self.settings = settings or ImageSettings()
         self._parts = Parts(lambda turns: self._write(turns, None, False))
@@ -105,10 +108,17 @@ class Chat:
             CheckpointError: one of these files is broken.
             ConfigError: the image processor is not one that is implemented.
         """
+        template = find_template(path)
+        if template is None:
+            warn_once(
+                f"{path} has no chat template, so a prompt is read as plain text: one question, "
+                "without tools or thinking; add a chat_template.jinja to the folder"
+            )
         return cls(
             tokenizer,
             ids,
-            find_template(path),
+            template,
+            tool_template=find_template(path, "tool_use"),
             names=special_names(path),
             settings=ImageSettings.from_folder(path, usual),
         )
@@ -175,7 +185,8 @@ class Chat:
     def _write(self, turns: list[dict[str, Any]], tools: Any, think: bool) -> str:
         if self.template is None:
             return self._without_template(turns, tools, think)
-        return self.template.render(
+        template = self.tool_template if tools and self.tool_template else self.template
+        return template.render(
             {
                 **self.names,
                 "messages": turns,

@@ -13,6 +13,10 @@ from diffusiongemma.core.errors import CheckpointError, DiffusionGemmaError, Inp
 from diffusiongemma.core.reading import find_json, read_text
 from diffusiongemma.dialog.cage import Answer, Cage, Limits
 
+_CONFIG, _ALONE, _MORE = "tokenizer_config.json", "chat_template.jinja", "additional_chat_templates"
+_GEMMA_CLASSES = ("GemmaTokenizer", "GemmaTokenizerFast")
+_GEMMA_NAMES = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "unk", "pad", "mask")}
+
 SOURCE_LIMIT = 1 << 18
 """Characters of a template; the longest that were met have 20,000."""
 
@@ -103,44 +107,66 @@ def _cage(source: str, limits: Limits) -> Cage:
     return Cage(source, limits)
 
 
-def find_template(path: Path) -> Template | None:
-    """The template of a checkpoint folder, or None.
+def find_template(path: Path, name: str = "default") -> Template | None:
+    """A template of a checkpoint folder, where transformers finds it, or None.
 
-    Of several named templates in `tokenizer_config.json`, the one called `default`.
+    It lies in a file of its own; in folders of before, in `chat_template.json` or under
+    `chat_template` in `tokenizer_config.json`, alone or among several with names.
+
+    Args:
+        path: the folder.
+        name: `default`, or `tool_use` for the one that a folder may have for prompts with tools.
+
+    Raises:
+        CheckpointError: a file is broken, or names several templates and none is the default one.
     """
-    file = Path(path) / "chat_template.jinja"
+    file = Path(path) / (_ALONE if name == "default" else f"{_MORE}/{name}.jinja")
     source = read_text(file)
     if source is not None:
         return Template(source, str(file))
-    file = Path(path) / "tokenizer_config.json"
-    found = (find_json(file) or {}).get("chat_template")
-    if found is None:
-        return None
+    if name != "default" and (Path(path) / _ALONE).exists():
+        return None  # the named ones of old files have been replaced, too
+    for file in (Path(path) / "chat_template.json", Path(path) / _CONFIG):
+        found = (find_json(file) or {}).get("chat_template")
+        if found is not None:
+            return _named(found, name, file)
+    return None
+
+
+def _named(found: Any, name: str, file: Path) -> Template | None:
+    """One template of those that a JSON file holds."""
     if isinstance(found, list):
-        named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
-        if "default" not in named:
-            raise CheckpointError(
-                f"{file} names the chat templates {sorted(map(str, named))} and none is called "
-                "'default'; put the one to use into chat_template.jinja"
-            )
-        found = named["default"]
-    if not isinstance(found, str):
+        found = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+    named = found if isinstance(found, dict) else {"default": found}
+    if "default" not in named:
         raise CheckpointError(
-            f"chat_template in {file} is {type(found).__name__} and not a text; fetch the file "
+            f"{file} names the chat templates {sorted(map(str, named))} and none is called "
+            f"'default'; put the one to use into {_ALONE}"
+        )
+    source = named.get(name)
+    if source is not None and not isinstance(source, str):
+        raise CheckpointError(
+            f"chat_template in {file} is {type(source).__name__} and not a text; fetch the file "
             "again"
         )
-    return Template(found, f"the chat template in {file}")
+    return None if source is None else Template(source, f"the chat template in {file}")
 
 
 def special_names(path: Path) -> dict[str, str]:
-    """Special tokens under the names that templates use, such as `bos_token`."""
-    found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        data = find_json(Path(path) / name) or {}
+    """Special tokens under the names that templates use, such as `bos_token`.
+
+    What the files leave out is as in Gemma's tokenizer class, unless they name another one.
+    """
+    config = find_json(Path(path) / _CONFIG) or {}
+    gemma = config.get("tokenizer_class") in (None, "", *_GEMMA_CLASSES)
+    found = dict(_GEMMA_NAMES) if gemma else {}
+    for data in (find_json(Path(path) / "special_tokens_map.json") or {}, config):
         extra = data.get("extra_special_tokens")
         for source in (extra if isinstance(extra, dict) else {}, data):
             for key, value in source.items():
                 value = value.get("content") if isinstance(value, dict) else value
                 if key.endswith("_token") and isinstance(value, str):
                     found[key] = value
+                elif key in _GEMMA_NAMES and value is None:
+                    found.pop(key, None)
     return found
