@@ -148,9 +148,12 @@ def test_a_researcher_sees_every_step_and_may_replace_the_canvas(speaks_ids: dg.
     [
         ([1, 2], r"a canvas has 8 token ids here, got \(1, 2\)"),
         ([999] * 8, "must lie in 0 to 319, got 999"),
+        ([True] * 8, r"a canvas has 8 token ids here, got \(1, 8\) of torch.bool"),
+        (torch.ones(1, 8).long()[:, ::2], r"got \(1, 4\)"),
+        ([2**70] * 8, "a canvas has 8 token ids here, got list .*give a list or a tensor of whole"),
     ],
 )
-def test_a_wrong_canvas_is_refused(speaks_ids: dg.Gemma, canvas: list[int], message: str) -> None:
+def test_a_wrong_canvas_is_refused(speaks_ids: dg.Gemma, canvas, message: str) -> None:
     step = next(iter(speaks_ids.steps(PROMPT, seed=3, **QUICK)))
     with pytest.raises(InputError, match=message):
         step.replace(canvas)
@@ -345,6 +348,11 @@ for prompt, options in (
         gemma.generate(prompt, **options)
     except dg.DiffusionGemmaError as error:
         print(error)
+for canvas in (None, "12345678", [None] * 8):
+    try:
+        next(gemma.steps([5], max_denoising_steps=2)).replace(canvas)
+    except dg.DiffusionGemmaError as error:
+        print(error)
 import numpy as np
 print(dg.SamplerConfig(max_denoising_steps=np.int64(3), t_max=np.float32(0.5)))
 """
@@ -355,7 +363,9 @@ print(dg.SamplerConfig(max_denoising_steps=np.int64(3), t_max=np.float32(0.5)))
     assert said[0].startswith("this checkpoint has no tokenizer.json, so a prompt must be a list")
     assert said[1] == "a seed must be a whole number from 0 to 2**64 - 1, got 1.5"
     assert said[2] == "max_new_tokens must be a whole number of at least 1, got 'many'"
-    assert said[6].startswith("SamplerConfig(max_denoising_steps=3, entropy_bound=0.1, t_max=0.5")
+    for line, kind in zip(said[6:9], ("NoneType", "str", "list"), strict=True):
+        assert line.startswith(f"a canvas has 8 token ids here, got {kind} (")
+    assert said[9].startswith("SamplerConfig(max_denoising_steps=3, entropy_bound=0.1, t_max=0.5")
     assert said[3] == "a seed must be a whole number from 0 to 2**64 - 1, got True"
     assert said[4].endswith("must be a list of token ids, got list")
     assert said[5] == "stop must be a text or a list of texts, none of them empty, got 5"

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,39 @@ def test_what_was_committed_before_a_turn_was_left_stays(gemma: dg.Gemma) -> Non
     )
     assert next(turn, None) is None
     assert list(after)[-1].reply.tokens == fresh.tokens  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_threads_that_ask_at_once_are_answered_in_turn(gemma: dg.Gemma) -> None:
+    talk = gemma.converse(max_new_tokens=8, **QUICK)
+    with ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(lambda n: talk.generate(f"number {n}", seed=n), range(4)))
+    said = [message["content"] for message in talk.messages]
+    order = [int(text.removeprefix("number ")) for text in said[::2]]
+    assert sorted(order) == [0, 1, 2, 3]
+    assert said[1::2] == [replies[number].text for number in order]
+    one = gemma.converse(max_new_tokens=8, **QUICK)
+    again = [one.generate(f"number {number}", seed=number).tokens for number in order]
+    assert again == [replies[number].tokens for number in order]
+
+
+def test_a_turn_at_work_cannot_be_closed(gemma: dg.Gemma) -> None:
+    talk = gemma.converse(max_new_tokens=8, **QUICK)
+    found: list[InputError] = []
+
+    def rule(readout: dg.Readout) -> torch.Tensor:
+        for ask in (talk.stream, talk.generate):
+            with pytest.raises(InputError, match="this conversation is busy with a turn") as error:
+                ask("and this?")
+            found.append(error.value)
+        return torch.ones_like(readout.token_BL, dtype=torch.bool)
+
+    reply = talk.generate("hello", seed=1, rule=rule)
+    assert found and [message["content"] for message in talk.messages] == ["hello", reply.text]
+    with ThreadPoolExecutor(1) as pool:  # between two events, a turn of any thread can be closed
+        turn = talk.stream("one", seed=1)
+        next(turn)
+        assert pool.submit(talk.generate, "two", seed=1).result().stats.new_tokens == 8
+        assert list(turn) == []
 
 
 def test_a_torn_context_is_thrown_away(gemma: dg.Gemma, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,9 +189,16 @@ class Draft:
 
     def replace(self, canvas_BL: Tensor | Sequence[int]) -> None:
         """Put another canvas in place of the one the next step would see."""
-        given = torch.as_tensor(canvas_BL, device=self.device)
+        try:
+            given = torch.as_tensor(canvas_BL, device=self.device)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise InputError(
+                f"a canvas has {self.width} token ids here, got {type(canvas_BL).__name__} "
+                f"({error}); give a list or a tensor of whole numbers"
+            ) from error
         given = given[None] if given.ndim == 1 else given
-        if given.shape != (1, self.width) or given.is_floating_point():
+        whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+        if given.shape != (1, self.width) or not whole:
             raise InputError(
                 f"a canvas has {self.width} token ids here, got {tuple(given.shape)} of "
                 f"{given.dtype}"

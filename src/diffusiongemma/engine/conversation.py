@@ -9,6 +9,7 @@ canvases a context cannot be cut exactly. Nothing is copied for that before the 
 """
 
 import itertools
+import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class Conversation:
         self._chat, self._read = chat, read
         self._options = dict(options)
         self._held: list[Held] = []
+        self._turns = threading.RLock()  # one at a time; not held while a stream waits
         self._running: weakref.ref[Generator[Event, None, None]] | None = None
 
     def __repr__(self) -> str:
@@ -78,7 +80,7 @@ class Conversation:
         images: Pictures | None = (),
         **options: Unpack[ConversationOptions],
     ) -> Reply:
-        """Answer the next turn.
+        """Answer the next turn. Threads that ask at once are answered one after the other.
 
         Args:
             prompt: a text, or messages to add, such as the answers of tools.
@@ -90,9 +92,10 @@ class Conversation:
             InputError: a prompt, message or image that cannot be taken.
             OptionError: an option that does not exist or has no meaning here.
         """
-        for event in self.stream(prompt, seed=seed, images=images, **options):
-            if isinstance(event, Finished):
-                return event.reply
+        with self._turns:
+            for event in self.stream(prompt, seed=seed, images=images, **options):
+                if isinstance(event, Finished):
+                    return event.reply
         raise InputError("this turn was closed before its answer was there; ask again")
 
     def stream(
@@ -105,21 +108,33 @@ class Conversation:
     ) -> Generator[Event, None, None]:
         """Answer the next turn and tell of every step; arguments as in `generate`.
 
-        A turn that is still being answered is closed.
+        A turn that is still being answered is closed, unless another thread is at work on it.
 
         Yields:
             the events of `Gemma.stream`.
         """
+        with self._turns:
+            self._close()
+            said = _messages(prompt, images)
+            given = self._options | options
+            stop, rule = given.pop("stop"), given.pop("rule")
+            request = self._read([*self.messages, *said], seed, stop, rule, None, given)
+            turn = self._turn(request, said)
+            self._running = weakref.ref(turn)  # or the turn would keep itself from being closed
+            return turn
+
+    def _close(self) -> None:
+        """Close the turn that is still being answered, if there is one."""
         running = self._running() if self._running else None
-        if running is not None:
+        if running is None:
+            return
+        try:
             running.close()
-        said = _messages(prompt, images)
-        given = self._options | options
-        stop, rule = given.pop("stop"), given.pop("rule")
-        request = self._read([*self.messages, *said], seed, stop, rule, None, given)
-        turn = self._turn(request, said)
-        self._running = weakref.ref(turn)  # or the turn would keep itself from being closed
-        return turn
+        except ValueError as error:  # it is at work this very moment
+            raise InputError(
+                "this conversation is busy with a turn, in another thread or below this call; "
+                "wait for its end, or begin another conversation"
+            ) from error
 
     def undo(self) -> bool:
         """Take the last turn back, question and answer; False if there is none."""
