@@ -1,6 +1,7 @@
 """FP8-dynamic checkpoints that compressed-tensors wrote: opened, exact, and strict."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,15 @@ def test_what_is_missing_or_odd_is_named(folder: Path) -> None:
     assert f"in a format other than F8_E4M3: {EXPERT}.down_proj.weight as F32" in said
     assert "router.proj.weight as F8_E4M3 in" in said
     assert said.endswith("Check that both come from the same FP8-dynamic checkpoint")
+
+
+def test_more_experts_than_any_file_could_hold(folder: Path) -> None:
+    """Each of them would be named as missing, all ten million."""
+    raw = json.loads((folder / "config.json").read_text())
+    raw["text_config"]["num_experts"] = 1_000_000
+    (folder / "config.json").write_text(json.dumps(raw))
+    said = spoilt(folder)
+    assert re.match(r"config.json asks for 9,000,000 weights of experts, and \d+ tensors", said)
 
 
 def test_eight_bits_that_config_json_does_not_speak_of(folder: Path) -> None:

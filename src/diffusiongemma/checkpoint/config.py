@@ -20,6 +20,7 @@ from diffusiongemma.checkpoint.section import Raw, Section, show
 from diffusiongemma.core.device import DTYPES
 from diffusiongemma.core.errors import ConfigError
 from diffusiongemma.core.reading import name_unknown, read_json
+from diffusiongemma.diffusion.config import LONGEST_CANVAS
 from diffusiongemma.model.config import LayerConfig, ModelConfig, VisionConfig
 
 # What `layer_types` says too, and more exactly.
@@ -125,7 +126,7 @@ def describe(raw: Raw) -> Described:
     fields = _text_fields(text)
     vision = top.section("vision_config")
     vision_fields = None if vision is None or _stands_in(vision) else _vision_fields(vision)
-    fields["canvas_length"] = top.whole("canvas_length", 256, most=_LONGEST)
+    fields["canvas_length"] = top.whole("canvas_length", 256, most=LONGEST_CANVAS)
     for name, default in (("image", 258880), ("boi", 255999), ("eoi", 258882)):
         key = f"{name}_token_id"
         given = top.take(key, default)

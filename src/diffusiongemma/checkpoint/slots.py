@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from diffusiongemma.checkpoint import fp8
+from diffusiongemma.core.errors import CheckpointError
 from diffusiongemma.kernels.quantised import E4M3
 from diffusiongemma.model.experts import Experts
 from diffusiongemma.model.model import DiffusionGemma
 from diffusiongemma.quant.linear import Fp8Experts, Fp8Linear
 
+_SHARES = 3  # tensors of an expert: gate, up, down
 FORMATS = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
@@ -100,11 +102,25 @@ def slots(model: DiffusionGemma, stored: Collection[str]) -> dict[str, Slot]:
     Args:
         model: the network, its layers of the kinds that the checkpoint has.
         stored: the names of the checkpoint's tensors.
+
+    Raises:
+        CheckpointError: there are to be many more experts, stored one by one, than tensors.
     """
+    apart = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, Experts | Fp8Experts) and fp8.one_by_one(path, stored)
+    }
+    asked = sum(_SHARES * len(experts.down) for experts in apart.values())
+    if asked > 2 * len(stored):  # to name all that are missing would fill the memory
+        raise CheckpointError(
+            f"config.json asks for {asked:,} weights of experts, and {len(stored):,} tensors are "
+            "stored; check that both come from the same checkpoint"
+        )
     found: dict[str, Slot] = {}
     for path, module in model.named_modules():
-        if isinstance(module, Experts | Fp8Experts) and fp8.one_by_one(path, stored):
-            found |= _parts(path, module)
+        if path in apart:
+            found |= _parts(path, apart[path])
             continue
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for name, tensor in own:

@@ -22,6 +22,10 @@ HELP = {
     "canvas_length": "positions drafted together; none means what the checkpoint was trained with",
 }
 
+LONGEST_CANVAS = 16_384
+"""Positions that may be drafted together; the released checkpoint drafts 256. Each attends to all
+others, so that this many take minutes even in the smallest network."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerConfig:
@@ -132,8 +136,9 @@ def _checked(name: str, value: Any) -> int | float | None:
         least, count = _LEAST[name], whole(value)
         if count is None or count < least:
             raise OptionError(f"{name} must be a whole number of at least {least}, got {value!r}")
-        if count >= 2**31:
-            raise OptionError(f"{name} must be a whole number below 2**31, got {value}")
+        most = LONGEST_CANVAS if name == "canvas_length" else 2**31 - 1
+        if count > most:
+            raise OptionError(f"{name} must be a whole number of at most {most}, got {value}")
         return count
     number = real(value)
     least = 0.001 if name == "t_max" else 0  # logits of 30 have to stay numbers when divided by it
