@@ -137,8 +137,8 @@ class Chat:
 
         Args:
             messages: a list of dictionaries of `role` (system, user, assistant or model, tool) and
-                `content`: a text, or a list of parts of type text, image, image_url (data: URIs)
-                and video.
+                `content`: a text, or a list of parts of type text, image (under `image`, `path`,
+                `base64` or `url`), image_url and video. Addresses are data: URIs.
             tools: a list of declarations in OpenAI's shape.
             think: ask for a thought before the answer.
             guard: keep control tokens that messages and tools spell from acting: they are read as
