@@ -11,6 +11,8 @@ from diffusiongemma.core import errors
 
 SRC = Path(__file__).parent.parent / "src" / "diffusiongemma"
 FILES = sorted(SRC.rglob("*.py"))
+# These clean what they print.
+DOORS = {SRC / "cli" / "output.py", SRC / "cli" / "screen.py", SRC / "train" / "live.py"}
 
 
 def test_the_sources_are_found() -> None:
@@ -19,7 +21,8 @@ def test_the_sources_are_found() -> None:
 
 @pytest.mark.parametrize("check", conventions.EVERYWHERE, ids=lambda check: check.__name__)
 def test_src_keeps(check: conventions.Check) -> None:
-    found = [f"{f.relative_to(SRC)}:{line}" for f in FILES for line in check(f.read_text("utf-8"))]
+    files = [file for file in FILES if check is not conventions.prints or file not in DOORS]
+    found = [f"{f.relative_to(SRC)}:{line}" for f in files for line in check(f.read_text("utf-8"))]
     assert not found, "\n".join(found)
 
 
@@ -43,6 +46,8 @@ def _function(lines: int) -> str:
         ("unsafe_calls", "safetensors.torch.load(x)", "torch.load(x)"),
         ("raises", "raise InputError('x')", "raise ValueError('x')"),
         ("raises", "raise", "raise RuntimeError"),
+        ("prints", "print('> ', end='')", "print(name)"),
+        ("prints", "say(name)", "sys.stderr.write(f'{name}')"),
         ("shapes", "x_BL = 1", "x_BZ = 1"),
         ("shapes", "x_P2 = 1", "for x_Q2 in y: pass"),
         ("shapes", "MAX_BZ = 1", "def f(x_Z): pass"),

@@ -14,7 +14,7 @@ from cli_talk import OPTIONS, Open, replies, seen_in
 from cli_window import Window
 from diffusiongemma.cli.lines import Keys
 from diffusiongemma.cli.options import flag_of
-from diffusiongemma.cli.screen import printable
+from diffusiongemma.core.letters import printable
 from toys_words import MARKS
 
 LONG = ["--seed", "3", "--max-new-tokens", "480", "--max-denoising-steps", "40"]

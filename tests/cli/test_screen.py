@@ -19,7 +19,8 @@ import diffusiongemma as dg
 from cli_help import COMMAND, ENDLESS, ENVIRONMENT, QUICK
 from cli_window import Window
 from diffusiongemma.cli import canvas
-from diffusiongemma.cli.screen import Screen, printable
+from diffusiongemma.cli.screen import Screen
+from diffusiongemma.core.letters import printable
 
 
 class Terminal:

@@ -12,9 +12,9 @@ import pytest
 
 import diffusiongemma as dg
 from cli_help import Clock
-from diffusiongemma.cli.screen import printable
 from diffusiongemma.cli.show import Show
 from diffusiongemma.cli.watching import Pace
+from diffusiongemma.core.letters import printable
 from diffusiongemma.dialog.marks import Opening
 from diffusiongemma.dialog.reply import ReplyStream
 from diffusiongemma.engine.events import Event

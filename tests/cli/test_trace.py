@@ -121,7 +121,7 @@ def test_a_canvas_that_is_not_there(saved: Path, refused: Refused, tmp_path: Pat
 
 def test_a_file_that_is_no_trace(words: Path, refused: Refused) -> None:
     said = refused("trace", "--from", words / "config.json", "-o", words.parent / "x.html")
-    assert "config.json', line 1 needs 'kind' as str, got 'None'; is this a trace?" in said
+    assert "config.json', line 1 needs 'kind' as str, got None; is this a trace?" in said
 
 
 def test_a_prompt_may_spell_the_end_of_a_script(words: Path, call: Call, tmp_path: Path) -> None:

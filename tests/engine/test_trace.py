@@ -235,7 +235,7 @@ def put(number: int, **fields: Any) -> Callable[[list[Any]], None]:
         (put(1, tokens=[]), "needs lists of one length"),
         (put(2, kind="stp"), "must be of a kind that can stand here, got 'stp'"),
         (put(2, best=[True, 1]), "needs 'best' as a list of token ids"),
-        (put(2, best=[99_999, 5]), "shows a token that no 'words' explains, got '99999'"),
+        (put(2, best=[99_999, 5]), "shows a token that no 'words' explains, got 99999"),
         (put(2, entropy=[float("nan"), 1]), "NaN is no number in JSON"),
         (put(0, options={"entropy_bound": float("inf")}), "Infinity is no number in JSON"),
         (put(2, entropy=[10**400, 1]), "needs 'entropy' as a list of numbers from 0"),

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from diffusiongemma.checkpoint import fp8, stand_in
-from diffusiongemma.checkpoint.section import Raw, Section, show
+from diffusiongemma.checkpoint.section import Raw, Section
 from diffusiongemma.core.device import DTYPES
 from diffusiongemma.core.errors import ConfigError
+from diffusiongemma.core.letters import brief
 from diffusiongemma.core.reading import name_unknown, read_json
 from diffusiongemma.diffusion.config import LONGEST_CANVAS
 from diffusiongemma.model.config import LayerConfig, ModelConfig, VisionConfig
@@ -116,7 +117,7 @@ def describe(raw: Raw) -> Described:
     kind = raw.get("model_type")
     if kind != "diffusion_gemma":
         raise ConfigError(
-            f"config.json has model_type {show(kind)}; this package opens 'diffusion_gemma', such "
+            f"config.json has model_type {brief(kind)}; this package opens 'diffusion_gemma', such "
             "as google/diffusiongemma-26B-A4B-it"
         )
     top = Section("", raw, [])
@@ -163,7 +164,7 @@ def _dtype(top: Section, text: Section) -> str:
     dtype = next(value for value in given if value is not None)
     name = dtype.removeprefix("torch.") if isinstance(dtype, str) else ""
     if name not in DTYPES:
-        top.complain("dtype", f"= {show(dtype)}, only {' or '.join(DTYPES)} is built")
+        top.complain("dtype", f"= {brief(dtype)}, only {' or '.join(DTYPES)} is built")
     return name
 
 
@@ -199,7 +200,7 @@ def _layers(text: Section, heads: int) -> tuple[LayerConfig, ...]:
         kinds = [_KINDS[n % 6 == 5 or n == count - 1] for n in range(count)]
     if not isinstance(kinds, list) or len(kinds) != count or any(k not in _KINDS for k in kinds):
         wanted = f"must be {count} entries of {' or '.join(_KINDS)}, one a layer"
-        text.complain("layer_types", f"{wanted}, got {show(kinds)}")
+        text.complain("layer_types", f"{wanted}, got {brief(kinds)}")
         return ()
     if kinds[-1] != "full_attention":
         text.complain("layer_types", "must end in full_attention; transformers runs it as such")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffusiongemma.checkpoint import names
 from diffusiongemma.core.errors import CheckpointError
+from diffusiongemma.core.letters import brief
 from diffusiongemma.kernels.quantised import E4M3
 from diffusiongemma.model.experts import Experts
 from diffusiongemma.model.model import DiffusionGemma
@@ -96,7 +97,7 @@ def scheme() -> dict[str, Any]:
 def unlike(raw: Any) -> str | None:
     """What in a `quantization_config` is not FP8-dynamic, as a phrase; None if nothing."""
     if not isinstance(raw, Mapping):
-        return f"must be an object, got {_shown(raw)}"
+        return f"must be an object, got {brief(raw)}"
     groups = raw.get("config_groups")
     for key, wanted in (
         ("quant_method", ("compressed-tensors",)),
@@ -108,23 +109,23 @@ def unlike(raw: Any) -> str | None:
         ("sparsity_config", (*_NOTHING, {"format": "dense"})),
     ):
         if raw.get(key) not in wanted:
-            return f"has {key} = {_shown(raw.get(key))}"
+            return f"has {key} = {brief(raw.get(key))}"
     if not isinstance(groups, Mapping) or not groups:
-        return f"has config_groups = {_shown(groups)}"
+        return f"has config_groups = {brief(groups)}"
     for name, group in groups.items():
         if isinstance(group, list) and str(name).upper() == _PRESET:
             continue
         if not isinstance(group, Mapping):
-            return f"has config_groups.{_shown(name)} = {_shown(group)}"
+            return f"has config_groups.{brief(name)} = {brief(group)}"
         for part, wanted in (("weights", _WEIGHTS), ("input_activations", _INPUTS)):
             given = group.get(part)
             given = given if isinstance(given, Mapping) else {}
             for key, values in ({key: (value,) for key, value in wanted.items()} | _UNSAID).items():
                 if given.get(key) not in values:
-                    return f"has {part}.{key} = {_shown(given.get(key))} in {_shown(name)}"
+                    return f"has {part}.{key} = {brief(given.get(key))} in {brief(name)}"
         for key, allowed in (("output_activations", _NOTHING), ("format", (_FORMAT, None))):
             if group.get(key) not in allowed:
-                return f"has {key} = {_shown(group.get(key))} in {_shown(name)}"
+                return f"has {key} = {brief(group.get(key))} in {brief(name)}"
     return None
 
 
@@ -140,11 +141,6 @@ def unknown(raw: Mapping[str, Any]) -> list[str]:
             left = (group.get(part) or {}).keys() - _IN_PARTS
             found += [f"{where}{part}.{key}" for key in sorted(left)]
     return found
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def adapt(model: DiffusionGemma, stored: Mapping[str, str]) -> list[str]:

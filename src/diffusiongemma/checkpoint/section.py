@@ -7,6 +7,8 @@ nobody asked for, and what a copy of the file has to say again. Does not know an
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from diffusiongemma.core.letters import brief
+
 Raw = Mapping[str, Any]
 
 # With this limit a wrong number is named here; without it, it would exhaust the memory.
@@ -27,7 +29,7 @@ class Section:
         """Note a problem."""
         where = f"{self.prefix}{key}"
         if not where.isprintable() or len(where) > 100:
-            where = show(where)
+            where = brief(where)
         self.problems.append(f"{where} {what}")
 
     def take(self, key: str, *default: Any) -> Any:
@@ -44,7 +46,7 @@ class Section:
             return value
         if key in self.raw:
             wanted = f"must be a whole number from {least} to {most}"
-            self.complain(key, f"{wanted}, got {show(value)}")
+            self.complain(key, f"{wanted}, got {brief(value)}")
         return 1
 
     def real(self, key: str, *default: Any, most: float = 1e30) -> float:
@@ -55,7 +57,7 @@ class Section:
             return float(value)
         if key in self.raw:
             limit = "" if most == 1e30 else f" and at most {most:g}"
-            self.complain(key, f"must be a number above 0{limit}, got {show(value)}")
+            self.complain(key, f"must be a number above 0{limit}, got {brief(value)}")
         return 1.0
 
     def one_of(self, key: str, *allowed: Any) -> Any:
@@ -69,7 +71,7 @@ class Section:
         value = self.raw.get(key, allowed[0])
         if not any(value is choice or value == choice for choice in allowed):
             wanted = " or ".join(repr(choice) for choice in allowed)
-            self.complain(key, f"= {show(value)}, only {wanted} is built")
+            self.complain(key, f"= {brief(value)}, only {wanted} is built")
 
     def section(self, key: str, name: str | None = None) -> "Section | None":
         """A dictionary inside this one; None if it is absent or null.
@@ -82,7 +84,7 @@ class Section:
         if value is None:
             return None
         if not isinstance(value, Mapping):
-            self.complain(key, f"must be an object, got {show(value)}")
+            self.complain(key, f"must be an object, got {brief(value)}")
             return None
         part = Section(f"{self.prefix}{key}.", value, self.problems)
         self.parts[name or key] = part
@@ -113,9 +115,3 @@ class Section:
         left = {key: value for key, value in self.raw.items() if key not in self.taken}
         inside = {name: part.untaken() for name, part in self.parts.items()}
         return left | {name: what for name, what in inside.items() if what}
-
-
-def show(value: Any) -> str:
-    """A value for a message, shortened."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffusiongemma.cli.options import Parser, add_opened_model, check_sampling, whole
+from diffusiongemma.cli.output import say
 from diffusiongemma.core.errors import InputError, OptionError
+from diffusiongemma.core.letters import brief
 from diffusiongemma.dialog.settings import BUDGETS
 
 
@@ -147,9 +149,9 @@ def _say_if_waiting() -> None:
     except (OSError, ValueError):  # not something that can be waited for: it is ready
         return
     if not ready:
-        print(
+        say(
             "reading the prompt from standard input; </dev/null on the command line gives none",
-            file=sys.stderr,
+            aside=True,
         )
 
 
@@ -168,7 +170,7 @@ def _ids(text: str, why: str = "") -> list[int]:
         if not re.fullmatch(r"-?[0-9]{1,18}", part):
             raise InputError(
                 f"{why}token ids are whole numbers with spaces or commas between them, got "
-                f"'{part[:40]}'"
+                f"{brief(part)}"
             )
     return [int(part) for part in parts]
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from diffusiongemma.cli.options import Parser, whole
+from diffusiongemma.cli.output import say
+from diffusiongemma.cli.screen import Screen
 from diffusiongemma.core.errors import OptionError
 from diffusiongemma.core.files import check_writable, write_whole
 
@@ -77,16 +79,16 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     alone = args.alone or not theirs.found()
     if alone and not args.alone:
-        print(
+        say(
             "transformers is not installed, so this package is measured alone; for both: "
             "pip install transformers==5.23.0",
-            file=sys.stderr,
+            aside=True,
         )
     rates = {name: floor.gemm_rate(getattr(torch, name)) for name in wanted["dtype"]}
     report = _machine(rates)
-    print(f"{report['processor']}, {report['threads']} thread(s), torch {report['torch']}")
-    print("; ".join(f"{name}: {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()) + "\n")
-    print(f"| {' | '.join(_HEAD)} |\n|{'---|' * 3}{'--:|' * (len(_HEAD) - 3)}", flush=True)
+    say(f"{report['processor']}, {report['threads']} thread(s), torch {report['torch']}")
+    say("; ".join(f"{name}: {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()) + "\n")
+    say(f"| {' | '.join(_HEAD)} |\n|{'---|' * 3}{'--:|' * (len(_HEAD) - 3)}")
     for name, dtype in itertools.product(wanted["model"], wanted["dtype"]):
         report["cases"] += _network(name, dtype, rates[dtype], wanted, args, alone)
     if args.json is not None:
@@ -127,7 +129,7 @@ def _network(
     from diffusiongemma.cli.benching.ours import Ours
     from diffusiongemma.cli.benching.theirs import Theirs
 
-    kind, cases = getattr(torch, dtype), []
+    kind, cases, screen = getattr(torch, dtype), [], Screen()
     with models.folder_of(name, kind) as (folder, title), torch.no_grad():
         ours = Ours(models.opened(folder, kind))
         sides: list[measure.Side] = [ours]
@@ -138,21 +140,22 @@ def _network(
         for batch, context in itertools.product(wanted["batch"], wanted["context"]):
             tokens = min(context, most)
             ids_BT = models.prompts(config, batch, tokens)
+            what = f"{title}, {dtype}, batch {batch}, context {context}"
             seen = measure.compare(
                 sides,
                 ids_BT,
                 steps=args.steps,
                 canvases=args.canvases,
                 rounds=wanted["rounds"],
-                tell=lambda word, n=(title, dtype, batch, context): _tell(*n, word),
+                tell=lambda word, n=what: screen.status(f"{n}, {word}"),
             )
-            _tell()
+            screen.clear()
             flops = floor.step_flops(config, tokens, batch)
             case = {"model": title, "dtype": dtype, "batch": batch, "context": tokens}
             case |= {"step_flops": flops, "floor_seconds": flops / rate, "steps": args.steps}
             case["tokens"] = batch * args.canvases * config.canvas_length
             case |= {side: samples.report() for side, samples in seen.items()}
-            print(_line(case), flush=True)
+            say(_line(case))
             cases.append(case)
     return cases
 
@@ -179,12 +182,6 @@ def _line(case: dict[str, Any]) -> str:
 def _spread(seen: dict[str, float]) -> str:
     low, high = (100 * (seen[edge] / seen["median"] - 1) for edge in ("min", "max"))
     return f"{low:+.0f} {high:+.0f} %"
-
-
-def _tell(*words: object) -> None:
-    """Progress, on a line of its own that the next one covers; only for eyes."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{' · '.join(map(str, words))}", end="", file=sys.stderr, flush=True)
 
 
 def _machine(rates: dict[str, float]) -> dict[str, Any]:

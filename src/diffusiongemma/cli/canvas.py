@@ -8,7 +8,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffusiongemma.cli.screen import columns, printable
+from diffusiongemma.cli.screen import columns
+from diffusiongemma.core.letters import printable
 from diffusiongemma.dialog.pieces import pieces
 from diffusiongemma.dialog.tokenizer import Tokenizer
 

@@ -64,7 +64,7 @@ class Checkup:
         try:
             return look(*args, **options)
         except DiffusionGemmaError as error:
-            said = " ".join(str(error).split())
+            said = str(error)
             if said not in self.problems:
                 self.problems.append(said)
             return None

@@ -7,7 +7,7 @@ import argparse
 from typing import Any
 
 from diffusiongemma.cli.options import Parser, add_model
-from diffusiongemma.cli.screen import as_json, printable
+from diffusiongemma.cli.output import as_json, give, say
 
 USAGE = "diffusiongemma doctor [-m FOLDER] [--json]"
 ABOUT = "Say what this machine can run and why; with -m, also whether a checkpoint opens."
@@ -41,7 +41,10 @@ def run(args: argparse.Namespace) -> int:
         "hub": machine.hub(),
     }
     problems = _checkpoint(report, args, gpus) if args.model is not None else []
-    print(as_json(report, indent=2) if args.json else _text(report))
+    if args.json:
+        give(as_json(report, indent=2))
+    else:
+        say(_text(report))
     return 2 if problems else 0
 
 
@@ -64,7 +67,7 @@ def _text(report: dict[str, Any]) -> str:
     lines: list[str] = []
     for section, facts in report.items():
         lines += [section, *_facts(facts, "  "), ""]
-    return printable("\n".join(lines[:-1]))
+    return "\n".join(lines[:-1])
 
 
 def _facts(facts: dict[str, Any], indent: str) -> list[str]:

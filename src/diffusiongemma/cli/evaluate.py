@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from diffusiongemma.cli.asking import open_model
 from diffusiongemma.cli.options import Parser, add_opened_model, add_sampling, check_sampling, whole
-from diffusiongemma.cli.screen import printable
+from diffusiongemma.cli.output import say
 from diffusiongemma.core.errors import OptionError
 from diffusiongemma.core.files import check_writable, write_whole
 from diffusiongemma.evals.tasks import TASKS
@@ -76,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
             records.append(record)
             bar.update()
             bar.set_postfix_str(f"{record.task}, {_share(records)}", refresh=False)
-    print(table(records))
+    say(table(records))
     for line in _failures(records, args.wrong):
-        print(line)
+        say(line)
     if args.records is not None:
         write_whole(args.records, "".join(f"{json.dumps(asdict(one))}\n" for one in records))
     return 0
@@ -96,5 +96,5 @@ def _failures(records: Iterable["Record"], most: int) -> list[str]:
         if not record.right and seen.get(record.task, 0) < most:
             seen[record.task] = seen.get(record.task, 0) + 1
             said = f"{record.task}: {record.prompt}\n  expected {record.expected}"
-            lines.append(printable(f"\n{said}\n  got      {record.text}"))
+            lines.append(f"\n{said}\n  got      {record.text}")
     return lines

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 
 from diffusiongemma.cli.ending import unwinding
 from diffusiongemma.cli.notes import noted
-from diffusiongemma.cli.screen import printable
+from diffusiongemma.cli.output import say
 from diffusiongemma.core.errors import DiffusionGemmaError
+from diffusiongemma.core.letters import sentence
 
 # The first goes without saying.
 VERBS = ("run", "chat", "trace", "evaluate", "quantize", "bench", "doctor")
@@ -67,8 +68,8 @@ def _dispatch(words: list[str]) -> int:
     verb = words.pop(0) if words and words[0] in VERBS else VERBS[0]
     near = difflib.get_close_matches(words[0], VERBS, cutoff=0.75) if words else []
     if near and verb == VERBS[0]:
-        said = f"note: '{printable(words[0])}' is taken as a prompt; there is a verb '{near[0]}'"
-        print(said, file=sys.stderr)
+        said = f"note: '{words[0]}' is taken as a prompt; there is a verb '{near[0]}'"
+        say(said, aside=True)
     module = importlib.import_module(f"diffusiongemma.cli.{verb}")
     return module.run(module.parser().parse(words))
 
@@ -76,9 +77,9 @@ def _dispatch(words: list[str]) -> int:
 def _complain(error: Exception, *, debug: bool) -> int:
     """Say what went wrong, in one line."""
     if debug:
-        traceback.print_exception(error)
+        say("".join(traceback.format_exception(error)).rstrip(), aside=True)
     said, code = _sentence(error)
-    print(f"error: {printable(' '.join(said.split()))}", file=sys.stderr)
+    say(f"error: {sentence(said)}", aside=True)
     return code
 
 

@@ -1,17 +1,16 @@
 """What is odd about a checkpoint's files, as lines on standard error."""
 
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from diffusiongemma.cli.screen import printable
+from diffusiongemma.cli.output import say
 from diffusiongemma.core.log import files
 
 
 class _Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"note: {printable(record.getMessage())}", file=sys.stderr, flush=True)
+        say(f"note: {record.getMessage()}", aside=True)
 
 
 @contextmanager

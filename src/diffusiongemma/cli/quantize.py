@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusiongemma.cli.options import Parser, whole
+from diffusiongemma.cli.output import say
 from diffusiongemma.core.errors import CheckpointError, OptionError, unknown_name
 
 USAGE = "diffusiongemma quantize [MODEL] OUT [options]"
@@ -92,12 +93,12 @@ def run(args: argparse.Namespace) -> int:
     size = f"{after / 1e6:,.1f} MB of weights, before {before / 1e6:,.1f} MB"
     write = partial(_card, source, out, origin(model, source), size)
     write_whole(out / CARD, own.decode("utf-8", "replace") if own is not None else write(""))
-    print(f"{out}: {size}", flush=True)
+    say(f"{out}: {size}")
     if not args.no_damage:
         tables = _damage(source, out, count, args)
         if own is None:
             write_whole(out / CARD, write(tables))
-        print(f"\n{tables}")
+        say(f"\n{tables}")
     return 0
 
 
@@ -166,7 +167,7 @@ def _damage(source: Path, out: Path, count: int, args: argparse.Namespace) -> st
     how: dict[str, Any] = {"device": args.device, "offline": True, "progress": False}
 
     def tell(word: str) -> None:
-        print(f"measuring: {word}", file=sys.stderr, flush=True)
+        say(f"measuring: {word}", aside=True)
 
     parts = [
         "## What it cost",

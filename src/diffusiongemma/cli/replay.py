@@ -12,6 +12,7 @@ import re
 from importlib import resources
 
 from diffusiongemma.cli import draw
+from diffusiongemma.core.letters import visible
 from diffusiongemma.engine.trace import Trace
 from diffusiongemma.engine.trace_file import lines
 
@@ -31,7 +32,7 @@ def page(trace: Trace) -> str:
         "base-uri 'none'",
         "form-action 'none'",
     ))  # fmt: skip
-    prompt = " ".join(trace.about.prompt.split())
+    prompt = visible(" ".join(trace.about.prompt.split()))
     parts = {
         "policy": html.escape(policy, quote=True),
         "title": html.escape(f"{prompt[:60]} | DiffusionGemma"),

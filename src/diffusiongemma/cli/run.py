@@ -8,7 +8,7 @@ import sys
 
 from diffusiongemma.cli.asking import add_question, open_model, read_question
 from diffusiongemma.cli.options import Parser, add_sampling
-from diffusiongemma.cli.screen import as_json
+from diffusiongemma.cli.output import as_json, give
 from diffusiongemma.cli.watching import add_watching, check_unwatched, watching
 from diffusiongemma.core.errors import InputError
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         show.stop()
         raise
     if args.json:
-        print(as_json(document(reply, gemma, args.model or gemma.folder.name)))
+        give(as_json(document(reply, gemma, args.model or gemma.folder.name)))
     else:
         show.finish(reply)
     return 0

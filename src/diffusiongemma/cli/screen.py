@@ -8,9 +8,7 @@ control sequence is ever sent to it.
 """
 
 import contextlib
-import json
 import os
-import re
 import shutil
 import signal
 import sys
@@ -18,7 +16,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+from diffusiongemma.core.letters import printable
+
 _DIM, _PLAIN = "\x1b[2m", "\x1b[22m"
 _SAVE, _RESTORE = "\x1b7", "\x1b8"
 _ROOM_BELOW = "\x1bD\x1b[A"  # one line down, which scrolls if it must, and up again
@@ -26,11 +25,6 @@ _NEXT_LINE = "\x1b[B\r"
 _END_OF_LINE, _ALL_BELOW = "\x1b[K", "\x1b[J"
 _DOWN = "\x1bD"  # which scrolls if it must
 _CLIP, _WRAP = "\x1b[?7l", "\x1b[?7h"
-
-
-def printable(text: str) -> str:
-    """A text that cannot steer a terminal: controls other than tab and newline become a mark."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 class Screen:
@@ -196,9 +190,3 @@ def _moved(column: int, text: str, width: int) -> int:
 
 def _is_terminal(stream: Any) -> bool:
     return stream is not None and stream.isatty()
-
-
-def as_json(value: Any, indent: int | None = None) -> str:
-    """JSON that standard output can carry: escapes for letters that its encoding lacks."""
-    encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "")
-    return json.dumps(value, ensure_ascii=encoding != "utf8", indent=indent)

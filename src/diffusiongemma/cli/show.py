@@ -9,7 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 from diffusiongemma.cli import canvas
-from diffusiongemma.cli.screen import Screen, as_json, unheard
+from diffusiongemma.cli.output import as_json, give
+from diffusiongemma.cli.screen import Screen, unheard
 from diffusiongemma.cli.watching import Pace
 from diffusiongemma.engine.events import Committed, Event, Finished, Refined
 from diffusiongemma.engine.gemma import Gemma
@@ -71,7 +72,7 @@ class Show:
         text = " ".join(map(str, reply.tokens)) if self._speaks_ids else reply.text
         calls = [as_json(asdict(call)) for call in reply.tool_calls]
         if not self._live:
-            print("\n".join([text, *calls] if text or not calls else calls))
+            give("\n".join([text, *calls] if text or not calls else calls))
         else:
             self._screen.end_line()
             self._screen.say("".join(f"{call}\n" for call in calls))
@@ -89,7 +90,7 @@ class Show:
             self._say(kept[len(self._said) :])
             self._screen.end_line()
         elif kept:
-            print(kept)
+            give(kept)
 
     def _refined(self, event: Refined) -> None:
         if not self._draws:

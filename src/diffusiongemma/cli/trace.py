@@ -13,7 +13,7 @@ from typing import Any
 
 from diffusiongemma.cli.asking import add_question, open_model, read_question
 from diffusiongemma.cli.options import Parser, add_sampling, flag_of, whole
-from diffusiongemma.cli.screen import printable
+from diffusiongemma.cli.output import say
 from diffusiongemma.core.errors import OptionError
 from diffusiongemma.core.files import check_writable, write_whole
 from diffusiongemma.diffusion.config import SamplerConfig
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     trace = _record(args) if args.source is None else _read(args)
     for path, text in _drawn(wanted, trace, args.canvas - 1):
         write_whole(path, text)
-        print(printable(f"{path}  {len(text.encode()) / 1000:,.1f} kB"))
+        say(f"{path}  {len(text.encode()) / 1000:,.1f} kB")
     return 0
 
 

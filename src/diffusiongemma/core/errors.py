@@ -1,16 +1,22 @@
 """Every error that a user can cause, in six kinds.
 
 Each kind is also a kind of the standard library, so callers who know nothing of this package can
-still catch it. A message is one sentence or two: what is wrong, what was got, what to do. An
+still catch it. A message is one sentence or two: what is wrong, what was got, what to do. However
+long or strange what was got is, the message is one line of bounded length that is safe to show. An
 `assert` in this package means that we made the mistake; these classes mean that the input did.
 """
 
 import difflib
 from collections.abc import Iterable
 
+from diffusiongemma.core.letters import brief, sentence
+
 
 class DiffusionGemmaError(Exception):
     """The base of all errors that this package raises on purpose."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(sentence(message))
 
 
 class ConfigError(DiffusionGemmaError, ValueError):
@@ -48,4 +54,4 @@ def unknown_name(kind: str, got: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(got, names, n=1, cutoff=0.6)
     hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
-    return f"unknown {kind} '{got}'; {hint}"
+    return f"unknown {kind} {brief(got)}; {hint}"

@@ -3,6 +3,8 @@
 import functools
 import logging
 
+from diffusiongemma.core.letters import sentence
+
 logger = logging.getLogger("diffusiongemma")
 logger.addHandler(logging.NullHandler())
 
@@ -11,6 +13,6 @@ files = logger.getChild("files")
 
 
 @functools.lru_cache(maxsize=1000)
-def warn_once(sentence: str) -> None:
-    """Warn of something in a file, and say the same sentence no second time."""
-    files.warning("%s", sentence)
+def warn_once(text: str) -> None:
+    """Warn of something in a file, in one line, and say the same no second time."""
+    files.warning("%s", sentence(text))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusiongemma.core.errors import CheckpointError
+from diffusiongemma.core.letters import brief
 from diffusiongemma.core.log import warn_once
 
 SETTINGS = 1 << 24
@@ -127,7 +128,7 @@ def name_unknown(path: Path, keys: Iterable[str]) -> None:
 
 def listed(names: Iterable[str]) -> str:
     """Names from a stranger's file in one line: not too many, and none that steers a terminal."""
-    shown = [name if name.isprintable() and len(name) <= 100 else repr(name[:60]) for name in names]
+    shown = [name if name.isprintable() and len(name) <= 100 else brief(name) for name in names]
     more = f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
     return ", ".join(shown[:_NAMED]) + more
 

@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diffusiongemma.core.errors import InputError, OptionError
+from diffusiongemma.core.letters import brief
 from diffusiongemma.core.patches import Patches
 from diffusiongemma.dialog.settings import BUDGETS, ImageSettings
 
@@ -142,7 +143,7 @@ def _read(source: Any, files: bool) -> tuple[Image.Image, str]:
         return _open(io.BytesIO(_data_uri(source)), "the image in the data: URI")
     if isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
         raise InputError(
-            f"'{_short(source)}' is a web address, and this package fetches nothing from the "
+            f"{brief(source)} is a web address, and this package fetches nothing from the "
             "network; download it first, and pass the file or its bytes"
         )
     if isinstance(source, np.ndarray | torch.Tensor):
@@ -154,10 +155,10 @@ def _read(source: Any, files: bool) -> tuple[Image.Image, str]:
         )
     if not files:
         raise InputError(
-            f"'{_short(str(source))}' is a path, and files are not opened here; send the image "
+            f"{brief(str(source))} is a path, and files are not opened here; send the image "
             "as a data: URI"
         )
-    return _open(io.BytesIO(_content(Path(source))), f"'{_short(str(source))}'")
+    return _open(io.BytesIO(_content(Path(source))), f"'{source}'")
 
 
 def _from_array(given: np.ndarray | torch.Tensor) -> Image.Image:
@@ -191,7 +192,7 @@ def _content(path: Path) -> bytes:
             if path.stat().st_size <= MAX_BYTES:
                 return path.read_bytes()
             raise InputError(
-                f"image '{_short(str(path))}' has {path.stat().st_size} bytes, more than the "
+                f"image '{path}' has {path.stat().st_size} bytes, more than the "
                 f"{MAX_BYTES} that are read here; make it smaller first"
             )
         got = "a folder" if path.is_dir() else "no such file"
@@ -200,8 +201,7 @@ def _content(path: Path) -> bytes:
     except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
         got = getattr(error, "strerror", None) or str(error)
     raise InputError(
-        f"image '{_short(str(path))}' cannot be opened: {got}; check the path and the working "
-        "directory"
+        f"image '{path}' cannot be opened: {got}; check the path and the working directory"
     )
 
 
@@ -225,7 +225,7 @@ def _data_uri(uri: str) -> bytes:
     head, comma, body = uri.partition(",")
     if not comma or not head.lower().endswith(";base64"):
         raise InputError(
-            f"data: URI '{_short(head)}' is not in base64; write data:image/png;base64,<...>"
+            f"data: URI {brief(head)} is not in base64; write data:image/png;base64,<...>"
         )
     try:
         return base64.b64decode("".join(body.split()), validate=True)
@@ -238,7 +238,3 @@ def _too_large(name: str, got: str) -> str:
         f"{name} has {got}, more than the {MAX_PIXELS // 1_000_000} million that are decoded here; "
         "make it smaller first."
     )
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 120 else text[:117] + "..."

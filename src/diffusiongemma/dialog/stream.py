@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from diffusiongemma.core.errors import OptionError
+from diffusiongemma.core.letters import brief
 from diffusiongemma.dialog.tokenizer import Tokenizer
 
 _HALF = "\N{REPLACEMENT CHARACTER}"  # how an unfinished character decodes
@@ -26,7 +27,7 @@ def stop_strings(stop: Any) -> tuple[str, ...]:
     texts = isinstance(given, list | tuple | set | frozenset)
     if not texts or not all(isinstance(one, str) and one for one in given):
         raise OptionError(
-            f"stop must be a text or a list of texts, none of them empty, got {stop!r:.80}"
+            f"stop must be a text or a list of texts, none of them empty, got {brief(stop)}"
         )
     return tuple(given)
 

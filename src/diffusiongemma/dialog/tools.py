@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from diffusiongemma.core.errors import InputError
+from diffusiongemma.core.letters import brief
 from diffusiongemma.dialog.calls import ToolCall
 
 
@@ -68,7 +69,7 @@ def _check_call(call: Any, where: str) -> dict[str, Any]:
         raise InputError(
             f"{where}: a tool call must be "
             "{'function': {'name': ..., 'arguments': {...}}}, "
-            f"got {call!r:.80}"
+            f"got {brief(call)}"
         )
     arguments = function.get("arguments")
     if isinstance(arguments, str):

@@ -18,6 +18,7 @@ from typing import Any, SupportsIndex, Unpack
 import torch
 
 from diffusiongemma.core.errors import InputError
+from diffusiongemma.core.letters import brief
 from diffusiongemma.core.patches import Patches
 from diffusiongemma.dialog.chat import Chat
 from diffusiongemma.dialog.reply import ReplyStream
@@ -228,7 +229,8 @@ def _messages(prompt: Any, images: Any) -> list[Mapping[str, Any]]:
     whole = isinstance(prompt, list | tuple) and all(isinstance(m, Mapping) for m in prompt)
     if not whole or not prompt:
         raise InputError(
-            f"a turn must be text or a list of messages, got {type(prompt).__name__} {prompt!r:.40}"
+            f"a turn must be text or a list of messages, got "
+            f"{type(prompt).__name__} {brief(prompt)}"
         )
     if pictures:
         raise InputError("images of messages belong into them, as parts")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 from diffusiongemma import __version__
+from diffusiongemma.core.letters import MASK, visible
 from diffusiongemma.core.numbers import whole
 from diffusiongemma.dialog.stream import stop_strings
 from diffusiongemma.dialog.tokenizer import Tokenizer
@@ -29,9 +30,7 @@ LIMIT = 1_000_000
 DIGITS = 4  # of an entropy; stop rules look at the third
 
 KINDS = ("text", "mark", "bytes", "id")
-_MASKED = "\N{MIDDLE DOT}"
 _CARRIED = "\N{DOTTED CIRCLE}"  # what a combining letter stands on when it stands alone
-_HIDDEN = ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp")  # controls, formats, what has no shape
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -256,7 +255,7 @@ def read_token(number: int, tokenizer: Tokenizer | None) -> Token:
     if tokenizer is None or name is None:
         return Token("id", str(number))
     if tokenizer.is_control(number):
-        return Token("mark", clean(name).replace("\n", _MASKED))
+        return Token("mark", clean(name).replace("\n", MASK))
     text = tokenizer.decode([number], special=True)
     if "\N{REPLACEMENT CHARACTER}" in text:
         raw = _raw(name)
@@ -270,11 +269,7 @@ def read_token(number: int, tokenizer: Tokenizer | None) -> Token:
 def clean(text: str) -> str:
     """A text that cannot steer what shows it: no controls, no reordering, nothing unassigned."""
     carried = _CARRIED if text and unicodedata.category(text[0]) in ("Mn", "Me") else ""
-    return carried + "".join(_MASKED if _hidden(letter) else letter for letter in text)
-
-
-def _hidden(letter: str) -> bool:
-    return letter != "\n" and unicodedata.category(letter) in _HIDDEN
+    return carried + visible(text, keep="\n")
 
 
 def _raw(name: str) -> bytes | None:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 
 from diffusiongemma.core.errors import InputError
 from diffusiongemma.core.files import write_whole
+from diffusiongemma.core.letters import brief
 from diffusiongemma.dialog.calls import ToolCall
 from diffusiongemma.engine.events import Committed, Event, Finished, Refined
 from diffusiongemma.engine.reply import Reply, Stats
@@ -130,7 +131,7 @@ class _Line:
         self._fields: dict[str, Any] = parsed
 
     def wrong(self, what: str, got: object) -> InputError:
-        return InputError(f"{self.where} {what}, got {str(got)[:60]!r}; is this a trace?")
+        return InputError(f"{self.where} {what}, got {brief(got)}; is this a trace?")
 
     def get(self, name: str, kind: type[Kind], default: Any = None) -> Kind:
         value = self._fields.get(name, default)

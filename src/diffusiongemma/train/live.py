@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from diffusiongemma.core.letters import visible
 from diffusiongemma.engine.events import Finished, Refined
 from diffusiongemma.engine.gemma import Gemma
 
@@ -83,13 +84,9 @@ def samples(gemma: Gemma, prompts: Sequence[Scored], say: Callable[[str], None])
         for event in gemma.stream(prompt, seed=0, max_new_tokens=LONGEST):
             match event:
                 case Refined(step=1) if chat is not None:
-                    drafts.append(_plain(chat.tokenizer.decode(list(event.best))))
+                    drafts.append(visible(chat.tokenizer.decode(list(event.best))))
                 case Finished(reply=reply):
                     mark = "right" if right(reply.text) else "wrong"
                     steps = sum(reply.stats.steps)
-                    first, last = "".join(drafts), _plain(reply.text)
+                    first, last = "".join(drafts), visible(reply.text)
                     say(f"  {prompt}  |  {first}  ->  {last}  ({steps} steps, {mark})")
-
-
-def _plain(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "·" for letter in text)

@@ -6,7 +6,6 @@ ended. Nothing begins that the time that is left may not hold.
 
 import argparse
 import json
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from diffusiongemma.cli.output import say
 from diffusiongemma.cli.whole import account, answers, check, parts, rival
 from diffusiongemma.cli.whole.card import card
 from diffusiongemma.cli.whole.clock import Clock, data_sheet, limits
@@ -119,13 +119,13 @@ class Bench:
     def case(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
         """Measure one case, unless it is done or there is no time for it."""
         if name in self.done:
-            print(f"{name}: done before", file=sys.stderr)
+            say(f"{name}: done before", aside=True)
             return
         spent = time.perf_counter() - self.begun
         if spent > LIMIT:
-            print(f"{name}: left for another run, {spent:.0f} s are spent", file=sys.stderr)
+            say(f"{name}: left for another run, {spent:.0f} s are spent", aside=True)
             return
-        print(f"{name} ({spent:.0f} s)", file=sys.stderr, flush=True)
+        say(f"{name} ({spent:.0f} s)", aside=True)
         line: dict[str, Any] = {"case": name, "size": self.size, "part": self.part}
         try:
             line |= work()
@@ -244,7 +244,7 @@ class Bench:
         """The error that is being handled: whole into the folder, its end to whoever watches."""
         told = traceback.format_exc()
         end = told if len(told) <= _SHOWN else f"...{told[-_SHOWN:]}"
-        print(end, file=sys.stderr)
+        say(end, aside=True)
         if self.file is not None:
             with self.file.with_suffix(".errors").open("a", encoding="utf-8") as file:
                 file.write(f"== {name}\n{told}\n")
@@ -265,9 +265,9 @@ class Bench:
 
     def _keep(self, line: dict[str, Any]) -> None:
         self.done[line["case"]] = line
-        print(card(line), flush=True)
+        say(card(line))
         if self.file is None:
-            print(json.dumps(line), flush=True)
+            say(json.dumps(line))
             return
         with self.file.open("a+b") as file:
             # A run that was cut off may have left half a line.
