@@ -22,6 +22,7 @@ from diffusiongemma.cli.watching import PACE, Pace, seconds
 from diffusiongemma.core.device import settle_threads
 from diffusiongemma.evals.task import Problem, problems
 from diffusiongemma.evals.tasks import TASKS
+from diffusiongemma.model.count import parameters
 
 COLOUR = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 DIM, GREEN, RED, BOLD, PLAIN = (f"\x1b[{n}m" if COLOUR else "" for n in (2, 32, 31, 1, 0))
@@ -65,7 +66,7 @@ def main() -> None:
         asked.error(f"a seed is a whole number from 0, got {given.seed}")
     seed, pace = given.seed, Pace(given.pace)
     gemma = dg.load()
-    count = sum(weight.numel() for weight in gemma.model.parameters())
+    count = parameters(gemma.model.config)
     settle_threads(gemma.device.device, count)
     print(f"The small model inside the package: {count:,} parameters, {gemma.device.reason}.")
     print(f"Held-out problems, drawn with seed {seed}. Each line is the likeliest canvas of a")

@@ -1,15 +1,22 @@
 """`diffusiongemma doctor`: what is reported, and every problem of a checkpoint in one go."""
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import diffusiongemma as dg
 from cli_help import Call, edit
+from diffusiongemma.checkpoint.names import original
 from diffusiongemma.cli import machine
+from diffusiongemma.engine.open import SHIPPED
+from diffusiongemma.model.count import parameters
 
 
 def test_a_report_for_people(call: Call) -> None:
@@ -27,18 +34,43 @@ def test_a_report_for_programs(call: Call, words: Path) -> None:
     found = json.loads(call("doctor", "--json", "-m", words).out)
     assert found["processor"]["memory_bytes"] > found["processor"]["free_bytes"] > 0
     assert set(found["kernels"]["cpu"]) >= {"attention", "experts", "norm_rope", "readout"}
-    assert found["checkpoint"]["opens"] == "yes"
+    assert found["checkpoint"]["opens"] is True
     assert found["checkpoint"]["problems"] == []
+    assert found["checkpoint"]["vocabulary"] == 300
+    assert found["released"]["fits"]["needs_bytes"] == machine.RELEASED_BYTES
+    for name in keys(found):
+        assert re.fullmatch(r"[a-z][a-z0-9_]*|cuda:\d|F32", name), name
+
+
+def keys(report: dict[str, Any]) -> Iterator[str]:
+    for name, value in report.items():
+        yield name
+        if isinstance(value, dict):
+            yield from keys(value)
+
+
+def test_the_model_inside_the_package_is_looked_at_and_counted_as_everywhere(call: Call) -> None:
+    """The report, the object's own words and the card have one number."""
+    gemma = dg.load()
+    told = f"{parameters(gemma.model.config):,} parameters"
+    assert told in repr(gemma) and told in (SHIPPED / "README.md").read_text("utf-8")
+    done = call("doctor")
+    assert done.code == 0
+    assert "  model: the small model inside the package\n" in done.out
+    assert f"  parameters: {told.removesuffix(' parameters')}\n" in done.out
+    assert done.out.endswith("  opens: yes\n")
 
 
 def test_a_checkpoint_is_described_without_reading_weights(
     words: Path, bare: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count = sum(tensor.numel() for tensor in load_file(words / "model.safetensors").values())
+    stored = [name for name in load_file(words / "model.safetensors") if original(name) is None]
+    gemma = dg.load(words)
+    count = sum(weight.numel() for weight in gemma.model.parameters())
     out = call("doctor", "-m", words).out
     for said in (
         f"parameters: {count:,}\n",
-        f"dtype: F32: {count:,}\n",
+        f"tensors\n    F32: {len(stored)}\n",
         "layers: 3: 2 sliding over 16, 1 full; width 64",
         "experts: 8, of which 2 serve a token",
         "context: 512 tokens, canvas 16",

@@ -32,7 +32,7 @@ def test_a_gpu_of_this_decade_runs_them() -> None:
 def test_why_not_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fast.no_triton(torch.device("cpu")) == "they are for NVIDIA GPUs"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert backends(GPU)["Triton"] == ("not used: this GPU's capability is 7.5, and they need 8.0")
+    assert backends(GPU)["triton"] == ("not used: this GPU's capability is 7.5, and they need 8.0")
     assert backends(GPU)["experts"] == "the reference"
 
 

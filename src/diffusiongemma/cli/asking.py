@@ -107,6 +107,7 @@ def open_model(args: argparse.Namespace) -> Any:
     """Load the model that was named."""
     from diffusiongemma.core.device import settle_threads
     from diffusiongemma.engine.open import load
+    from diffusiongemma.model.count import parameters
 
     gemma = load(
         args.model,
@@ -115,8 +116,7 @@ def open_model(args: argparse.Namespace) -> Any:
         revision=args.revision,
         offline=args.offline or None,
     )
-    count = sum(weight.numel() for weight in gemma.model.parameters())
-    settle_threads(gemma.device.device, count)
+    settle_threads(gemma.device.device, parameters(gemma.model.config))
     return gemma
 
 

@@ -3,7 +3,6 @@
 Where loading stops at the first problem, this goes on and collects them all.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -23,6 +22,7 @@ from diffusiongemma.dialog.tokenizer import Tokenizer
 from diffusiongemma.diffusion.config import SamplerConfig
 from diffusiongemma.engine.open import end_marks, open_chat, read_settings
 from diffusiongemma.model.config import ModelConfig
+from diffusiongemma.model.count import parameters
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,7 +32,7 @@ class Checkup:
     """One checkpoint, looked at.
 
     Attributes:
-        facts: what was found.
+        facts: what was found, as `machine` has them.
         problems: why it would not open; empty if it would.
         weight_bytes: of all weights; 0 if unknown.
         stored: the format that config.json names; None if unknown.
@@ -82,10 +82,10 @@ class Checkup:
             counts.update(self._try(_count, shard, spare) or {})
         if len(self.problems) > before:
             return
-        self.facts["parameters"] = f"{counts.total():,}"
-        self.facts["dtype"] = ", ".join(f"{kind}: {n:,}" for kind, n in counts.most_common())
+        self.facts["tensors"] = dict(counts.most_common())
         self.weight_bytes = sum(shard.stat().st_size for shard in shards)
-        self.facts["files"] = f"{len(shards)}, {self.weight_bytes / 1e9:,.3f} GB"
+        self.facts["files"] = len(shards)
+        self.facts["weight_bytes"] = self.weight_bytes
         place = None if config is None else self._try(choose, "cpu", None, config.dtype)
         if config is not None and place is not None:
             nowhere = torch.device("meta")  # every name and shape is checked, nothing is read
@@ -107,29 +107,29 @@ class Checkup:
         if template is not None:
             self._try(template.check)
         if len(self.problems) == before:
-            self.facts["chat template"] = "found" if template else "none: one question, as it is"
+            self.facts["chat_template"] = "found" if template else "none: one question, as it is"
         self._try(special_names, folder)
         self._try(ImageSettings.from_folder, folder)
 
 
-def _architecture(config: ModelConfig) -> dict[str, str]:
+def _architecture(config: ModelConfig) -> dict[str, Any]:
     sliding = sum(layer.sliding for layer in config.layers)
     return {
+        "parameters": parameters(config),
         "layers": f"{len(config.layers)}: {sliding} sliding over {config.sliding_window}, "
         f"{len(config.layers) - sliding} full; width {config.hidden_size}",
         "experts": f"{config.num_experts}, of which {config.top_k_experts} serve a token",
-        "vocabulary": f"{config.vocab_size:,}",
+        "vocabulary": config.vocab_size,
         "context": f"{config.max_position_embeddings:,} tokens, canvas {config.canvas_length}",
-        "pictures": "no" if config.vision is None else "yes",
+        "pictures": config.vision is not None,
     }
 
 
 def _count(shard: Path, spare: Collection[str]) -> dict[str, int]:
-    """Parameters by stored format, from the header of one file, but for spare tensors."""
+    """Tensors by stored format, from the header of one file, but for copies and spare ones."""
     counts: Counter[str] = Counter()
     with open_shard(shard) as file:
         for name in file.keys():
             if names.original(name) is None and name not in spare:
-                stored = file.get_slice(name)
-                counts[stored.get_dtype()] += math.prod(stored.get_shape())
+                counts[file.get_slice(name).get_dtype()] += 1
     return counts

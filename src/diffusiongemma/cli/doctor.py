@@ -1,4 +1,4 @@
-"""The verb `doctor`: what this machine can run, and why; with -m, whether a checkpoint opens.
+"""The verb `doctor`: what this machine can run, and why; and whether a checkpoint opens.
 
 Knows how a report is laid out. Facts come from `machine` and `checkup`.
 """
@@ -10,7 +10,9 @@ from diffusiongemma.cli.options import Parser, add_model
 from diffusiongemma.cli.output import as_json, give, say
 
 USAGE = "diffusiongemma doctor [-m FOLDER] [--json]"
-ABOUT = "Say what this machine can run and why; with -m, also whether a checkpoint opens."
+ABOUT = """\
+Say what this machine can run and why, and whether a checkpoint opens: the small model inside the
+package, or the one that -m names."""
 
 
 def parser() -> Parser:
@@ -34,52 +36,69 @@ def run(args: argparse.Namespace) -> int:
         "software": machine.software(),
         "processor": machine.processor(),
         "gpus": gpus,
-        "released checkpoint": {"device and format": choose(None, None, "bfloat16").reason},
         "kernels": machine.backends(),
-        f"fits {machine.RELEASED}": machine.fit(machine.RELEASED_BYTES, gpus),
-        "chat templates": machine.templates(),
+        "chat_templates": machine.templates(),
         "hub": machine.hub(),
+        "released": {
+            "model": machine.RELEASED,
+            "device": choose(None, None, "bfloat16").reason,
+            "fits": machine.fit(machine.RELEASED_BYTES, gpus),
+        },
+        "checkpoint": _checkpoint(args, gpus),
     }
-    problems = _checkpoint(report, args, gpus) if args.model is not None else []
     if args.json:
         give(as_json(report, indent=2))
     else:
-        say(_text(report))
-    return 2 if problems else 0
+        say("\n\n".join(_section(name, facts) for name, facts in report.items()))
+    return 0 if report["checkpoint"]["opens"] else 2
 
 
-def _checkpoint(report: dict[str, Any], args: argparse.Namespace, gpus: Any) -> list[str]:
+def _checkpoint(args: argparse.Namespace, gpus: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint that was named, or the one inside the package."""
     from diffusiongemma.cli import machine
     from diffusiongemma.cli.checkup import Checkup
     from diffusiongemma.core.device import choose
+    from diffusiongemma.engine.open import SHIPPED
 
-    seen = Checkup(args.model, args.revision)
-    opens = "no" if seen.problems else "yes"
+    seen = Checkup(str(SHIPPED) if args.model is None else args.model, args.revision)
+    found = {"model": args.model or "the small model inside the package", **seen.facts}
     if seen.stored is not None:
-        seen.facts["device and format"] = choose(None, None, seen.stored).reason
-    report["checkpoint"] = seen.facts | {"opens": opens, "problems": seen.problems}
+        found["device"] = choose(None, None, seen.stored).reason
     if seen.weight_bytes:
-        report["fits this checkpoint"] = machine.fit(seen.weight_bytes, gpus)
-    return seen.problems
+        found["fits"] = machine.fit(seen.weight_bytes, gpus)
+    return found | {"opens": not seen.problems, "problems": seen.problems}
 
 
-def _text(report: dict[str, Any]) -> str:
-    lines: list[str] = []
-    for section, facts in report.items():
-        lines += [section, *_facts(facts, "  "), ""]
-    return "\n".join(lines[:-1])
+def _section(name: str, facts: dict[str, Any]) -> str:
+    return "\n".join([_words(name), *_lines(facts, "  ")])
 
 
-def _facts(facts: dict[str, Any], indent: str) -> list[str]:
+def _lines(facts: dict[str, Any], indent: str) -> list[str]:
     lines = []
     for name, value in facts.items():
+        label = indent + _words(name)
         if isinstance(value, dict):
-            lines += [f"{indent}{name}", *_facts(value, indent + "  ")]
+            lines += [label, *_lines(value, indent + "  ")]
         elif isinstance(value, list):
             lines += [f"{indent}problem: {item}" for item in value]
-        elif name.endswith("_bytes"):
-            said = "unknown" if value is None else f"{value / 1e9:,.1f} GB"
-            lines.append(f"{indent}{name.removesuffix('_bytes')}: {said}")
         else:
-            lines.append(f"{indent}{name}: {value}")
+            lines.append(f"{label}: {_said(name, value)}")
     return lines
+
+
+def _words(name: str) -> str:
+    # Names of formats, such as F8_E4M3, are words already.
+    return name.removesuffix("_bytes").replace("_", " ") if name.islower() else name
+
+
+def _said(name: str, value: Any) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case int() if name.endswith("_bytes"):
+            return f"{value / 1e9:,.3f} GB" if value < 1e8 else f"{value / 1e9:,.1f} GB"
+        case int():
+            return f"{value:,}"
+        case None:
+            return "unknown"
+    return str(value)

@@ -1,7 +1,7 @@
 """Facts about this machine: processor, memory, GPUs, libraries, kernels, the hub's cache.
 
-Each function gives a dictionary for JSON; values are numbers of bytes under names in `_bytes`, and
-sentences. Nothing is written, fetched or changed.
+Each function gives a dictionary for JSON: names are identifiers, values numbers, yes or no, or
+sentences; numbers of bytes are under names in `_bytes`. Nothing is written, fetched or changed.
 """
 
 import contextlib

@@ -45,6 +45,7 @@ from diffusiongemma.engine.request import (
 )
 from diffusiongemma.engine.saving import Copy
 from diffusiongemma.kernels.readout import BANNED, Ask
+from diffusiongemma.model.count import parameters
 from diffusiongemma.model.model import DiffusionGemma, Inputs
 
 _KNOWN = {
@@ -110,7 +111,7 @@ class Gemma:
         self._ban = Ban(banned, device.device)
 
     def __repr__(self) -> str:
-        count = sum(weight.numel() for weight in self.model.parameters())
+        count = parameters(self.model.config)
         where, kind = self.device.device, str(self.model.dtype).removeprefix("torch.")
         return f"Gemma({self.folder.name!r:.60}, {count:,} parameters, {where}, {kind})"
 

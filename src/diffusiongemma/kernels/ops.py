@@ -22,11 +22,11 @@ def backends(device: torch.device) -> dict[str, str]:
         said |= {"attention": "torch's scaled_dot_product_attention"}
         why = build.obstacle()
         small = "in one call, compiled at first use" if why is None else f"as large ones: {why}"
-        return said | {"small networks": small}
+        return said | {"small_networks": small}
     if why is not None:
         plain = _all("the reference") | {"linear": "torch's library"}
-        return {"Triton": f"not used: {why}"} | plain
-    said = {"Triton": "used for bfloat16 and FP8"} | _all("torch's library")
+        return {"triton": f"not used: {why}"} | plain
+    said = {"triton": "used for bfloat16 and FP8"} | _all("torch's library")
     return said | dict.fromkeys(_TRITON, "Triton")
 
 

@@ -26,20 +26,6 @@ class Work:
         return max(self.bytes / bandwidth, self.flops / rate)
 
 
-def parameters(config: ModelConfig) -> int:
-    """Of the text model; the scalars at the end of layers are buffers and not counted."""
-    width, count = config.hidden_size, 0
-    for layer in config.layers:
-        query = config.num_attention_heads * layer.head_dim
-        keys = layer.num_key_value_heads * layer.head_dim
-        count += 2 * width * query + (2 if layer.sliding else 1) * width * keys
-        count += 2 * layer.head_dim  # norms of queries and keys
-        count += 3 * width * config.intermediate_size + 7 * width  # the layer's norms
-        count += config.num_experts * (3 * width * config.moe_intermediate_size + width + 1) + width
-    count += config.vocab_size * width + width  # table, last norm
-    return count + 3 * width * config.intermediate_size + width  # self-conditioning
-
-
 def step(
     config: ModelConfig, context: int, rows: int, distinct: float, wide: int = 2, expert: float = 2
 ) -> dict[str, Work]:
