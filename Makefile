@@ -51,8 +51,8 @@ gpu: ## Check and time it whole-size on a GPU: PART=check|bf16|fp8|batch, or all
 	done; [ -z "$$failed" ] || { echo "error: these parts failed:$$failed; see $(OUT)" >&2; exit 1; }
 
 pictures: $(VENV)/.runtime ## Draw the documents' pictures anew, from real runs
-	@$(PY) -m diffusiongemma trace "$(SORTED)" --seed 3 --svg docs/pictures/moving.svg
-	@$(PY) -m diffusiongemma trace "$(SORTED)" --seed 3 --strip docs/pictures/strip.svg
+	@$(PY) -m diffusiongemma trace "$(SORTED)" --seed 3 --out docs/pictures/moving.svg
+	@$(PY) -m diffusiongemma trace "$(SORTED)" --seed 3 --out docs/pictures/strip.svg --picture strip
 
 check: $(VENV)/.dev ## Check format, lint, types, import rules and conventions
 	@echo "ruff format" && $(PY) -m ruff format --check --quiet --output-format concise . || { echo "not formatted; run: make fix" >&2; exit 1; }

@@ -120,7 +120,10 @@ def prints(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call) or ast.unparse(node.func) not in _PRINTS:
             continue
-        if not all(isinstance(argument, ast.Constant) for argument in node.args):
+        # A constant, or a name that is written as one is.
+        if not all(
+            isinstance(one, ast.Constant) or ast.unparse(one).isupper() for one in node.args
+        ):
             yield f"{node.lineno}: {ast.unparse(node.func)}(); use cli/output.py"
 
 

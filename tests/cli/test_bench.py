@@ -33,9 +33,9 @@ def test_spread_of_samples() -> None:
 def test_a_small_case_is_measured_and_written(
     alone: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "made" / "bench.json"
+    file = tmp_path / "bench.json"
     words = ["bench", "--quick", "--rounds", "1", "--steps", "2", "--canvases", "1"]
-    assert main.main([*words, "--json", str(file), *(["--alone"] if alone else [])]) == 0
+    assert main.main([*words, "--out", str(file), *(["--alone"] if alone else [])]) == 0
     report = json.loads(file.read_text())
     (case,) = report["cases"]
     assert report["torch"] == torch.__version__ and case["floor_seconds"] > 0
@@ -47,13 +47,23 @@ def test_a_small_case_is_measured_and_written(
     assert capsys.readouterr().out.strip().endswith("|")
 
 
+@pytest.mark.slow
+def test_its_figures_may_be_printed_instead(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "--quick", "--rounds", "1", "--steps", "2", "--canvases", "1", "--alone"]
+    assert main.main([*words, "--json"]) == 0
+    (case,) = json.loads(capsys.readouterr().out)["cases"]
+    assert case["model"] == "shipped" and case["ours"]["step_seconds"]["median"] > 0
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--batch", "0"], "--batch must be at least 1"),
+        (["--batch", "0"], "--batch: must be a whole number from 1 to 65,536, got '0'"),
         (["--dtype", "int3"], "--dtype must be float32 or bfloat16"),
-        (["--rounds", "0"], "--rounds must be at least 1"),
-        (["--json", "."], "'.' cannot be written: it is a folder"),
+        (["--threads", "9" * 30], "--threads: must be a whole number from 1 to 1,024"),
+        (["--batch", "1", "8"], "repeat the flag, as in --batch 1 --batch 8"),
+        (["--rounds", "0"], "--rounds: must be a whole number from 1"),
+        (["--out", "."], "'.' cannot be written: it is a folder"),
     ],
 )
 def test_bad_options_are_one_sentence(

@@ -1,5 +1,6 @@
 """`diffusiongemma chat`: at a terminal, with its keys and its sizes; and over pipes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -229,6 +230,24 @@ def test_each_line_of_a_pipe_is_a_turn(words: Path) -> None:
     first, second = (talk.generate(turn, seed=3).text for turn in ("hello", "and then?"))
     assert (done.returncode, done.stderr) == (0, b"taken back; 0 messages are left\n")
     assert done.stdout.decode() == f"{first}\n{first}\n{second}\n"
+
+
+def test_each_answer_may_be_a_line_of_json(words: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, "chat", "--json", "-m", str(words), *QUICK],
+        input="hello\nand then?\n",
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=120,
+    )
+    talk = dg.load(words).converse(**OPTIONS)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [one["text"] for one in found] == [
+        talk.generate(turn, seed=3).text for turn in ("hello", "and then?")
+    ]
+    assert found[1]["stats"]["reused_tokens"] > 0
 
 
 def test_answers_may_go_elsewhere(opened: Open, words: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from cli_help import Call
 def test_a_table_the_failures_and_every_answer(call: Call, tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
     quick = ["--count", "3", "--max-denoising-steps", "1", "--wrong", "2"]
-    done = call("evaluate", "--task", "addition", "--task", "sorting", *quick, "--records", file)
+    done = call("evaluate", "--task", "addition", "--task", "sorting", *quick, "--out", file)
     assert done.code == 0
     rows = [line for line in done.out.splitlines() if line.startswith("| ")]
     assert [row.split(" | ")[0] for row in rows] == ["| task", "| addition", "| sorting"]
@@ -23,6 +23,15 @@ def test_a_table_the_failures_and_every_answer(call: Call, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]
 
 
+def test_the_table_may_be_data(call: Call) -> None:
+    words = ["evaluate", "--task", "addition", "--count", "3", "--max-denoising-steps", "1"]
+    found = json.loads(call(*words, "--json", "--wrong", "2").out)
+    (row,) = found["tasks"]
+    assert (row["task"], row["problems"], row["steps_per_canvas"]) == ("addition", 3, 1.0)
+    assert len(found["failures"]) == min(2, 3 - row["right"])
+    assert f"| addition | 3 | {100 * row['right'] / 3:.1f} % |" in call(*words).out
+
+
 def test_the_same_seed_gives_the_same_table(call: Call) -> None:
     words = ["evaluate", "--task", "sudoku4x4", "--count", "2", "--seed", "5"]
     assert call(*words).out == call(*words).out
@@ -34,7 +43,9 @@ def test_mistakes_are_told_before_the_work(call: Call, tmp_path: Path) -> None:
         assert done.code == 2 and text in done.err
 
     says("unknown task 'sortin'; did you mean 'sorting'", "--task", "sortin")
-    says("count and batch must be at least 1, got 0", "--count", "0")
-    says("there is no such folder; make it first", "--records", str(tmp_path / "none" / "a.jsonl"))
-    says("--wrong must be 0 or more, got -1", "--wrong", "-1")
+    for flag, range in (("--count", "1 to 100,000"), ("--batch", "1 to 65,536")):
+        for number in ("0", "-1", "9" * 40, "many"):
+            says(f"{flag}: must be a whole number from {range}, got '{number}'", flag, number)
+    says("there is no such folder; make it first", "--out", str(tmp_path / "none" / "a.jsonl"))
+    says("--wrong: must be a whole number from 0 to 1,000,000, got '-1'", "--wrong", "-1")
     says("unknown option '--counts'", "--counts", "3")

@@ -1,5 +1,6 @@
 """The verb `quantize`: a folder, a table, and every refusal before the work."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -41,7 +42,7 @@ def number(cell: str) -> float:
 
 def test_the_small_model_and_what_it_costs(call: Call, tmp_path: Path) -> None:
     out = tmp_path / "small-fp8"
-    done = call("quantize", out, "--problems", "1", "--device", "cpu")
+    done = call("quantize", "--out", out, "--count", "1", "--device", "cpu")
     assert done.code == 0, done.err
     before, after = ((folder / "model.safetensors").stat().st_size for folder in (SHIPPED, out))
     assert after < before / 3
@@ -71,7 +72,7 @@ def test_the_small_model_and_what_it_costs(call: Call, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_damage(call: Call, words: Path, tmp_path: Path) -> None:
-    done = call("quantize", words, tmp_path / "out", "--no-damage")
+    done = call("quantize", "-m", words, "--out", tmp_path / "out", "--no-damage")
     assert (done.code, done.err.count("measuring")) == (0, 0)
     assert len(done.out.splitlines()) == 1
     assert (tmp_path / "out" / "chat_template.jinja").is_file()
@@ -82,8 +83,20 @@ def test_a_folder_without_damage(call: Call, words: Path, tmp_path: Path) -> Non
         assert any(name.endswith("experts.0.up_proj.weight_scale") for name in file.keys())
 
 
+def test_the_tables_may_be_data(call: Call, words: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = call("quantize", "-m", words, "--out", out, "--count", "1", "--device", "cpu", "--json")
+    found = json.loads(done.out)
+    assert found["out"] == str(out)
+    assert 0 < found["after_bytes"] < found["before_bytes"]
+    assert [one["level"] for one in found["logits"]] == list(damage.LEVELS)
+    assert [one["task"] for one in found["answers"]] == [*damage.TASKS, "all"]
+    assert found["answers"][-1]["steps"] == found["cost"]["steps"]
+    assert f"| {found['cost']['milliseconds'][0]:.2f} |" in (out / "README.md").read_text()
+
+
 def test_logits_of_a_network_without_words(call: Call, bare: Path, tmp_path: Path) -> None:
-    done = call("quantize", bare, tmp_path / "out")
+    done = call("quantize", "-m", bare, "--out", tmp_path / "out")
     assert done.code == 0, done.err
     assert len(rows(done.out)) == 1 + 4
     assert "answers" not in done.err
@@ -91,12 +104,12 @@ def test_logits_of_a_network_without_words(call: Call, bare: Path, tmp_path: Pat
 
 def test_overwriting_is_asked_for(call: Call, refused: Refused, bare: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert call("quantize", bare, out, "--no-damage").code == 0
+    assert call("quantize", "-m", bare, "--out", out, "--no-damage").code == 0
     (out / "old").write_text("x")
-    said = refused("quantize", bare, out, "--no-damage")
+    said = refused("quantize", "-m", bare, "--out", out, "--no-damage")
     assert said == f"{out} exists; name another folder, or pass --overwrite"
     assert (out / "old").exists()
-    assert call("quantize", bare, out, "--no-damage", "--overwrite").code == 0
+    assert call("quantize", "-m", bare, "--out", out, "--no-damage", "--overwrite").code == 0
     assert not (out / "old").exists()
 
 
@@ -108,18 +121,20 @@ def test_mistakes_are_told_before_the_work(refused: Refused, bare: Path, tmp_pat
         assert re.search(pattern, said), said
         assert list(tmp_path.iterdir()) == []
 
-    says("following arguments are required: OUT|required: OUT")
-    says("unknown format 'fp4'; did you mean 'fp8'", bare, out, "--format", "fp4")
-    says("--problems must be from 0 to 100,000, got -1", bare, out, "--problems", "-1")
-    says("--problems is asked of the damage", bare, out, "--problems", "3", "--no-damage")
-    says("is neither a folder nor a hub id", "nowhere", out)
-    says("is the checkpoint that is read", bare, bare, "--overwrite")
-    says("unknown option '--problem'", bare, out, "--problem", "3")
+    both = ["-m", bare, "--out", out]
+    says("quantize writes a folder, and none is named; add --out FOLDER")
+    says("unknown format 'fp4'; did you mean 'fp8'", *both, "--format", "fp4")
+    says("--count: must be a whole number from 0 to 100,000, got '-1'", *both, "--count", "-1")
+    says("--count is asked of the damage", *both, "--count", "3", "--no-damage")
+    says("is neither a folder nor a hub id", "-m", "nowhere", "--out", out)
+    says("is the checkpoint that is read", "-m", bare, "--out", bare, "--overwrite")
+    says("unknown option '--coun'; did you mean '--count'", *both, "--coun", "3")
+    says("'small' is one word too many; the folder to write is --out small, the model", "small")
 
 
 def test_it_is_quantised_already(call: Call, refused: Refused, bare: Path, tmp_path: Path) -> None:
-    assert call("quantize", bare, tmp_path / "out", "--no-damage").code == 0
-    said = refused("quantize", tmp_path / "out", tmp_path / "twice")
+    assert call("quantize", "-m", bare, "--out", tmp_path / "out", "--no-damage").code == 0
+    said = refused("quantize", "-m", tmp_path / "out", "--out", tmp_path / "twice")
     assert "is quantised already; quantise the checkpoint that it was made from" in said
     assert not (tmp_path / "twice").exists()
 
@@ -134,15 +149,12 @@ def test_nothing_is_written_over_its_own_source(copied: Path, capsys) -> None:
     around, inside = copied.parent, copied / "out"
     (around / "config.json").write_text("{}")
     for out in (around, inside):
-        assert main(["quantize", str(copied), str(out), "--no-damage", "--overwrite"]) == 2
+        assert (
+            main(["quantize", "-m", str(copied), "--out", str(out), "--no-damage", "--overwrite"])
+            == 2
+        )
         assert "lie one within the other" in capsys.readouterr().err
     assert (copied / "model.safetensors").is_file() and not inside.exists()
-
-
-def test_a_checkpoint_alone_is_not_taken_for_where_to_write(copied: Path, capsys) -> None:
-    for more in ([], ["--overwrite"]):
-        assert main(["quantize", str(copied), "--no-damage", *more]) == 2
-        assert f"diffusiongemma quantize {copied} OUT" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -150,13 +162,13 @@ def test_a_checkpoint_alone_is_not_taken_for_where_to_write(copied: Path, capsys
     [
         (["--no-damage", "--device", "cpu"], "--device is where the damage is measured"),
         (["--device", "nosuch"], "unknown device 'nosuch'"),
-        (["--problems", "1000000000"], "--problems must be from 0 to 100,000"),
+        (["--count", "1000000000"], "--count: must be a whole number from 0 to 100,000"),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_is_written(
     asked: list[str], said: str, tmp_path: Path, capsys
 ) -> None:
-    assert main(["quantize", str(tmp_path / "out"), *asked]) == 2
+    assert main(["quantize", "--out", str(tmp_path / "out"), *asked]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -169,7 +181,7 @@ def test_weights_that_are_no_numbers_are_named(copied: Path, bad: float, capsys)
     tensors[name][3, 4] = bad
     save_file(tensors, file, metadata={"format": "pt"})
     out = copied.parent / "out"
-    assert main(["quantize", str(copied), str(out), "--no-damage"]) == 2
+    assert main(["quantize", "-m", str(copied), "--out", str(out), "--no-damage"]) == 2
     assert f"{name} in" in capsys.readouterr().err
     assert not out.exists()
 
@@ -177,7 +189,7 @@ def test_weights_that_are_no_numbers_are_named(copied: Path, bad: float, capsys)
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan")])
 def test_damaged_scales_and_codes_are_found_on_opening(copied: Path, bad: float, capsys) -> None:
     out = copied.parent / "out"
-    assert main(["quantize", str(copied), str(out), "--no-damage"]) == 0
+    assert main(["quantize", "-m", str(copied), "--out", str(out), "--no-damage"]) == 0
     file = out / "model.safetensors"
     name = "model.decoder.layers.1.self_attn.q_proj.weight"
     for part in ("", "_scale"):
@@ -200,6 +212,6 @@ def test_a_copy_that_differs_is_no_copy(copied: Path, capsys) -> None:
     tensors["lm_head.weight"] = tensors["model.decoder.embed_tokens.weight"] * 1.5
     save_file(tensors, file, metadata={"format": "pt"})
     out = copied.parent / "out"
-    assert main(["quantize", str(copied), str(out), "--no-damage"]) == 2
+    assert main(["quantize", "-m", str(copied), "--out", str(out), "--no-damage"]) == 2
     assert "lm_head.weight in" in capsys.readouterr().err
     assert not out.exists()

@@ -107,14 +107,14 @@ def test_parts_are_resumed(tmp_path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (["--size", "27b"], "--size must be 26b or toy, got '27b'"),
-        (["--size", "toy", "--part", "fp4"], "--part must be one of check, bf16, fp8, batch"),
+        (["--size", "27b"], "unknown size '27b'; did you mean '26b'"),
+        (["--size", "toy", "--part", "fp4"], "unknown part 'fp4'; did you mean 'fp8'"),
         (["--size", "26b", "--device", "cpu"], "needs a GPU"),
         (["--size", "toy", "--threads", "2"], "--threads has no meaning with --size"),
         (["--size", "toy", "--steps", "3"], "--steps has no meaning with --size"),
         (["--size", "toy", "--quick"], "--quick has no meaning with --size"),
         (["--part", "fp8"], "--part needs --size"),
-        (["--size", "toy", "--part", ""], "--part must be one of"),
+        (["--size", "toy", "--part", ""], "unknown part ''; known: batch, bf16, check, fp8"),
         (["--size", "toy", "--out", "/dev/null/x"], "--out /dev/null/x cannot be written"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 import diffusiongemma as dg
 import toys
 from diffusiongemma.core.errors import OptionError
-from diffusiongemma.evals.report import interval, table
+from diffusiongemma.evals.report import interval, rows, table
 from diffusiongemma.evals.run import Record, evaluate
 from toys_words import SIZE, write_words
 
@@ -50,7 +50,7 @@ def test_the_table_adds_up() -> None:
         )
         for n in range(4)
     ]  # fmt: skip
-    line = table(records).splitlines()[-1]
+    line = table(rows(records)).splitlines()[-1]
     assert line == "| addition | 4 | 75.0 % | 30.1 to 95.4 | 3.0 | 1.0 | 1 | 1 |"
 
 

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from diffusiongemma.cli.options import Parser, add_opened_model, check_sampling, whole
+from diffusiongemma.cli.options import Group, Parser, add_opened_model, check_sampling, take
 from diffusiongemma.cli.output import say
 from diffusiongemma.core.errors import InputError, OptionError
 from diffusiongemma.core.letters import brief
@@ -41,7 +41,7 @@ class Question:
         return self.prompt
 
 
-def add_question(made: Parser) -> argparse._ArgumentGroup:
+def add_question(made: Parser) -> Group:
     """Add the prompt, the model and what decides an answer but sampling; gives the last group."""
     made.add_argument(
         "prompt",
@@ -51,30 +51,14 @@ def add_question(made: Parser) -> argparse._ArgumentGroup:
     )
     add_opened_model(made)
     asked = made.add_argument_group("the question")
-    asked.add_argument("-s", "--system", metavar="TEXT", help="a system message")
-    asked.add_argument(
-        "-i", "--image", metavar="FILE", action="append", default=[], help="a picture (repeatable)"
-    )
-    asked.add_argument(
-        "--image-tokens",
-        type=whole,
-        metavar="N",
-        choices=BUDGETS,
-        help=f"how finely pictures are seen: {', '.join(map(str, BUDGETS))}",
-    )
-    asked.add_argument(
-        "--guard", action="store_true", help="read control tokens that the prompt spells as letters"
-    )
-    asked.add_argument("--think", action="store_true", help="think before answering")
-    asked.add_argument("--tools", metavar="FILE", help="JSON: a list of tools it may call")
-    asked.add_argument(
-        "--ids", action="store_true", help="the prompt is token ids, and so is the answer"
-    )
+    take(asked, "system")
+    take(asked, "image", many=True)
+    take(asked, "image-tokens", choices=BUDGETS)
+    for name in ("guard", "think", "tools", "ids"):
+        take(asked, name)
     answer = made.add_argument_group("the answer")
-    answer.add_argument("--seed", type=whole, metavar="N", help="same seed, same answer")
-    answer.add_argument(
-        "--stop", metavar="TEXT", action="append", default=[], help="end before this (repeatable)"
-    )
+    take(answer, "seed")
+    take(answer, "stop", many=True)
     return answer
 
 

@@ -10,24 +10,27 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from diffusiongemma.cli.options import Parser, whole
-from diffusiongemma.cli.output import say
+from diffusiongemma.cli.options import Parser, take
+from diffusiongemma.cli.output import as_json, give, say
 from diffusiongemma.cli.screen import Screen
 from diffusiongemma.core.errors import OptionError
 from diffusiongemma.core.files import check_writable, write_whole
+from diffusiongemma.core.letters import brief
 
 USAGE = """\
-diffusiongemma bench [--model shipped|mid|FOLDER] [--quick] [--json FILE]
-       diffusiongemma bench --size 26b [--part check|bf16|fp8|batch] [--out FOLDER]"""
+diffusiongemma bench [-m FOLDER] [--quick] [options]
+       diffusiongemma bench --size 26b [--part check|bf16|fp8|batch] [--out PATH]"""
 ABOUT = """\
 Time denoising steps and whole answers on the CPU, beside transformers if it is installed: the same
 weights, format and number of steps, in turns, in one process. The floor is a step's multiplications
 over the rate at which this machine multiplies matrices, measured in the same run."""
 DTYPES = ("float32", "bfloat16")
 QUICK = {"model": ["shipped"], "context": [64], "batch": [1], "dtype": ["bfloat16"], "rounds": 3}
+_STEPS, _CANVASES = 8, 2
 _HEAD = (
     "model", "dtype", "batch", "context", "ours ms/step", "spread", "transformers", "spread",
     "faster", "over floor", "ours tok/s", "theirs", "faster", "working MB", "theirs",
@@ -35,26 +38,27 @@ _HEAD = (
 
 
 def parser() -> Parser:
-    """The options of this verb."""
-    made = Parser(USAGE, ABOUT)
-    cases = made.add_argument_group("cases", "all combinations; each may be given several values")
-    cases.add_argument("-m", "--model", nargs="+", metavar="MODEL", help="shipped, mid, or folders")
-    cases.add_argument("--context", nargs="+", type=whole, metavar="N", help="(64 1024)")
-    cases.add_argument("--batch", nargs="+", type=whole, metavar="N", help="rows (1 8)")
-    cases.add_argument("--dtype", nargs="+", metavar="NAME", help="(float32 bfloat16)")
+    """The flags of this verb."""
+    stray = "for several values repeat the flag, as in --batch 1 --batch {word}"
+    made = Parser("bench", USAGE, ABOUT, stray=stray)
+    cases = made.add_argument_group("cases", "All combinations of what is given.")
+    take(cases, "model", many=True, more=", or shipped, or mid", usual="shipped, mid")
+    take(cases, "context", many=True, usual="64, 1024")
+    take(cases, "batch", many=True, usual="1, 8")
+    take(cases, "dtype", many=True, usual="float32, bfloat16")
     how = made.add_argument_group("how")
-    how.add_argument("--steps", type=whole, default=8, metavar="N", help="of a canvas (8)")
-    how.add_argument("--canvases", type=whole, default=2, metavar="N", help="of an answer (2)")
-    how.add_argument("--rounds", type=whole, metavar="N", help="turns of each side (7)")
-    how.add_argument("--threads", type=whole, metavar="N", help="of torch (its own choice)")
-    how.add_argument("--alone", action="store_true", help="without transformers")
-    how.add_argument("--quick", action="store_true", help="one small case")
-    how.add_argument("--json", type=Path, metavar="FILE", help="write all samples' figures there")
+    take(how, "steps", usual=str(_STEPS))
+    take(how, "canvases", usual=str(_CANVASES))
+    take(how, "rounds", usual="7")
+    take(how, "threads", usual="torch's own choice")
+    take(how, "alone")
+    take(how, "quick")
+    take(how, "json")
+    take(how, "out", more=": all samples' figures as JSON; with --size a folder, of cases")
     whole_size = made.add_argument_group("whole size, with random weights and without a checkpoint")
-    whole_size.add_argument("--size", metavar="NAME", help="26b on a GPU, or toy, to rehearse")
-    whole_size.add_argument("--part", metavar="NAME", help="check, bf16, fp8 or batch (bf16)")
-    whole_size.add_argument("--out", type=Path, metavar="FOLDER", help="cases done stay done there")
-    whole_size.add_argument("--device", metavar="NAME", help="(cuda if there is one)")
+    take(whole_size, "size", choices=("26b", "toy"), more=" (26b needs a GPU, toy rehearses it)")
+    take(whole_size, "part", choices=("check", "bf16", "fp8", "batch"), usual="bf16")
+    take(whole_size, "device", usual="cuda if there is one")
     return made
 
 
@@ -64,12 +68,11 @@ def run(args: argparse.Namespace) -> int:
         from diffusiongemma.cli.whole import run as whole_run
 
         return whole_run.run(args)
-    for name in ("part", "out", "device"):
+    for name in ("part", "device"):
         if getattr(args, name) is not None:
             raise OptionError(f"--{name} needs --size; name one, or omit it")
-    if args.json is not None:  # before the work, which takes long
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        check_writable(args.json)
+    if args.out is not None:
+        check_writable(args.out)
     import torch
 
     from diffusiongemma.cli.benching import floor, theirs
@@ -86,42 +89,35 @@ def run(args: argparse.Namespace) -> int:
         )
     rates = {name: floor.gemm_rate(getattr(torch, name)) for name in wanted["dtype"]}
     report = _machine(rates)
-    say(f"{report['processor']}, {report['threads']} thread(s), torch {report['torch']}")
-    say("; ".join(f"{name}: {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items()) + "\n")
-    say(f"| {' | '.join(_HEAD)} |\n|{'---|' * 3}{'--:|' * (len(_HEAD) - 3)}")
+    if not args.json:
+        say(_head(report))
     for name, dtype in itertools.product(wanted["model"], wanted["dtype"]):
-        report["cases"] += _network(name, dtype, rates[dtype], wanted, args, alone)
-    if args.json is not None:
-        write_whole(args.json, json.dumps(report, indent=1) + "\n")
+        for case in _network(name, dtype, rates[dtype], wanted, alone):
+            report["cases"].append(case)
+            if not args.json:
+                say(_line(case))
+    if args.json:
+        give(as_json(report, indent=1))
+    if args.out is not None:
+        write_whole(args.out, json.dumps(report, indent=1) + "\n")
     return 0
 
 
 def _wanted(args: argparse.Namespace) -> dict[str, Any]:
     usual = {"model": ["shipped", "mid"], "context": [64, 1024], "batch": [1, 8], "rounds": 7}
-    usual |= {"dtype": list(DTYPES)} | (QUICK if args.quick else {})
-    wanted = {key: usual[key] if (v := getattr(args, key)) is None else v for key in usual}
-    numbers = {"rounds": [wanted["rounds"]], "steps": [args.steps], "threads": [args.threads or 1]}
-    for key in ("context", "batch"):
-        numbers[key] = wanted[key]
-    for key, values in numbers.items():
-        if min(values) < 1:
-            raise OptionError(f"--{key} must be at least 1, got {min(values)}")
-    if args.canvases < 0:
-        raise OptionError(f"--canvases must be at least 0, got {args.canvases}")
+    usual |= {"dtype": list(DTYPES), "steps": _STEPS, "canvases": _CANVASES}
+    usual |= QUICK if args.quick else {}
+    given = {key: getattr(args, key) for key in usual}
+    wanted = {key: usual[key] if given[key] in (None, []) else given[key] for key in usual}
     for dtype in wanted["dtype"]:
         if dtype not in DTYPES:
-            raise OptionError(f"--dtype must be {' or '.join(DTYPES)}, got '{dtype}'")
+            raise OptionError(f"--dtype must be {' or '.join(DTYPES)}, got {brief(dtype)}")
     return wanted
 
 
 def _network(
-    name: str,
-    dtype: str,
-    rate: float,
-    wanted: dict[str, Any],
-    args: argparse.Namespace,
-    alone: bool,
-) -> list[dict[str, Any]]:
+    name: str, dtype: str, rate: float, wanted: dict[str, Any], alone: bool
+) -> Iterator[dict[str, Any]]:
     """All contexts and batches of one network in one format."""
     import torch
 
@@ -129,35 +125,43 @@ def _network(
     from diffusiongemma.cli.benching.ours import Ours
     from diffusiongemma.cli.benching.theirs import Theirs
 
-    kind, cases, screen = getattr(torch, dtype), [], Screen()
+    kind, screen = getattr(torch, dtype), Screen()
+    steps, canvases = wanted["steps"], wanted["canvases"]
     with models.folder_of(name, kind) as (folder, title), torch.no_grad():
         ours = Ours(models.opened(folder, kind))
         sides: list[measure.Side] = [ours]
         if not alone:
             sides.append(Theirs.opened(folder, kind))
         config = ours.model.config
-        most = config.max_position_embeddings - max(1, args.canvases) * config.canvas_length
+        most = config.max_position_embeddings - max(1, canvases) * config.canvas_length
         for batch, context in itertools.product(wanted["batch"], wanted["context"]):
             tokens = min(context, most)
-            ids_BT = models.prompts(config, batch, tokens)
             what = f"{title}, {dtype}, batch {batch}, context {context}"
             seen = measure.compare(
                 sides,
-                ids_BT,
-                steps=args.steps,
-                canvases=args.canvases,
+                models.prompts(config, batch, tokens),
+                steps=steps,
+                canvases=canvases,
                 rounds=wanted["rounds"],
                 tell=lambda word, n=what: screen.status(f"{n}, {word}"),
             )
             screen.clear()
             flops = floor.step_flops(config, tokens, batch)
             case = {"model": title, "dtype": dtype, "batch": batch, "context": tokens}
-            case |= {"step_flops": flops, "floor_seconds": flops / rate, "steps": args.steps}
-            case["tokens"] = batch * args.canvases * config.canvas_length
+            case |= {"step_flops": flops, "floor_seconds": flops / rate, "steps": steps}
+            case["tokens"] = batch * canvases * config.canvas_length
             case |= {side: samples.report() for side, samples in seen.items()}
-            say(_line(case))
-            cases.append(case)
-    return cases
+            yield case
+
+
+def _head(report: dict[str, Any]) -> str:
+    """What the table belongs to, and its first lines."""
+    rates = report["gemm_flops_per_second"].items()
+    return (
+        f"{report['processor']}, {report['threads']} thread(s), torch {report['torch']}\n"
+        f"{'; '.join(f'{name}: {rate / 1e9:.0f} GFLOP/s' for name, rate in rates)}\n\n"
+        f"| {' | '.join(_HEAD)} |\n|{'---|' * 3}{'--:|' * (len(_HEAD) - 3)}"
+    )
 
 
 def _line(case: dict[str, Any]) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 
 from diffusiongemma.cli import saved
 from diffusiongemma.cli.asking import open_model
-from diffusiongemma.cli.options import Parser, add_opened_model, add_sampling, check_sampling, whole
-from diffusiongemma.cli.watching import add_watching, watching
+from diffusiongemma.cli.options import Parser, add_opened_model, add_sampling, check_sampling, take
+from diffusiongemma.cli.output import as_json, give
+from diffusiongemma.cli.watching import add_watching, check_unwatched, watching
 from diffusiongemma.core.errors import DiffusionGemmaError, InputError, unknown_name
 
 USAGE = "diffusiongemma chat [-m FOLDER] [options]"
@@ -44,27 +45,13 @@ AFTER = "\n".join(
 
 def parser() -> Parser:
     """The options of this verb."""
-    made = Parser(USAGE, ABOUT, AFTER)
+    made = Parser("chat", USAGE, ABOUT, AFTER, stray="questions are asked at the prompt")
     add_opened_model(made)
     asked = made.add_argument_group("the conversation")
-    asked.add_argument(
-        *("-c", "--continue"),
-        dest="go_on",
-        nargs="?",
-        const="",
-        metavar="FILE",
-        help="go on with a conversation that /save wrote; without FILE, with the last one",
-    )
-    asked.add_argument("--private", action="store_true", help="keep nothing of it for -c")
-    asked.add_argument("-s", "--system", metavar="TEXT", help="a system message")
-    asked.add_argument(
-        "--guard", action="store_true", help="read control tokens that a message spells as letters"
-    )
-    asked.add_argument("--think", action="store_true", help="think before answering")
-    asked.add_argument("--seed", type=whole, metavar="N", help="of every answer")
-    asked.add_argument(
-        "--stop", metavar="TEXT", action="append", default=[], help="end before this (repeatable)"
-    )
+    for name in ("continue", "private", "system", "guard", "think", "seed"):
+        take(asked, name)
+    take(asked, "stop", many=True)
+    take(asked, "json", more=": an answer a line")
     add_watching(made)
     add_sampling(made)
     return made
@@ -75,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     if sys.stdout is None or sys.stdin is None:
         raise InputError("a chat needs a standard input and output, and one of them is closed")
     check_sampling(args.sampling)
+    if args.json:
+        check_unwatched(args, "--json")
     said = _said(args)
     _Session(open_model(args), args, said).run()
     return 0
@@ -101,6 +90,7 @@ class _Session:
         from diffusiongemma.cli.screen import Screen
 
         self._gemma, self._think, self._seed = gemma, args.think, args.seed
+        self._model, self._json = args.model or gemma.folder.name, args.json
         system = args.system
         if said and said[0]["role"] in ("system", "developer"):
             earlier = _words(said.pop(0))[1]
@@ -189,10 +179,11 @@ class _Session:
         return True
 
     def _answer(self, text: str) -> None:
-        from diffusiongemma.cli.show import Show
+        from diffusiongemma.cli.show import Show, document
 
         before = len(self._talk.messages)
-        show = Show(self._gemma, speaks_ids=False, think=self._think, live=True, **self._watching)
+        live = not self._json
+        show = Show(self._gemma, speaks_ids=False, think=self._think, live=live, **self._watching)
         events = None
         try:
             with self._keys:
@@ -202,14 +193,18 @@ class _Session:
             if events is not None:
                 events.close()
             kept = len(self._talk.messages) > before
-            show.stop(self._talk.messages[-1]["content"] if kept else "")
+            said = kept and not self._json  # half an answer is no document
+            show.stop(self._talk.messages[-1]["content"] if said else "")
             if not self._lines.typed:
                 raise
             self._screen.note(
                 "stopped; what is written stays" if kept else "stopped, and not remembered"
             )
         else:
-            show.finish(reply)
+            if self._json:
+                give(as_json(document(reply, self._gemma, self._model)))
+            else:
+                show.finish(reply)
             sys.stdout.flush()
         self._keep()
 

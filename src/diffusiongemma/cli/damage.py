@@ -6,6 +6,7 @@ Knows the problems that are asked and how the tables look; the logits, `quant.da
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,42 @@ _END = "<turn|>"
 Tell = Callable[[str], None]
 
 
-def logits(before: Path, after: Path, tell: Tell, **how: Any) -> str:
-    """How far the logits moved, as a table in Markdown.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """How one task went, before and after.
+
+    Attributes:
+        task: its name, or `all`.
+        problems: that were asked.
+        right: how many were answered rightly.
+        steps: denoising steps per canvas, mean.
+    """
+
+    task: str
+    problems: int
+    right: tuple[int, int]
+    steps: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a canvas costs, before and after, one prompt at a time.
+
+    Attributes:
+        device: its type.
+        threads: of a CPU.
+        steps: per canvas, mean over all problems.
+        milliseconds: of the fastest step.
+    """
+
+    device: str
+    threads: int
+    steps: tuple[float, float]
+    milliseconds: tuple[float, float]
+
+
+def logits(before: Path, after: Path, tell: Tell, **how: Any) -> list[damage.Damage]:
+    """How far the logits moved, by level of noise.
 
     Args:
         before: the plain checkpoint.
@@ -47,7 +82,55 @@ def logits(before: Path, after: Path, tell: Tell, **how: Any) -> str:
     del gemma  # one network at a time
     tell("logits after")
     twin = load(after, **how)
-    found = damage.compare(twin.model, cases, seen, damage.look(twin.model, cases, seen))
+    return damage.compare(twin.model, cases, seen, damage.look(twin.model, cases, seen))
+
+
+def answers(
+    before: Path, after: Path, count: int, tell: Tell, **how: Any
+) -> tuple[list[Answered], Cost]:
+    """Answers to held-out problems and what they cost.
+
+    Both networks are in memory at once, and take turns where time is measured.
+
+    Args:
+        before: the plain checkpoint.
+        after: the quantised one.
+        count: problems of each task.
+        tell: is given a word on what runs now.
+        **how: for `load`.
+    """
+    pair = (load(before, **how), load(after, **how))
+    records: list[list[Record]] = []
+    for name, gemma in zip(("before", "after"), pair, strict=True):
+        tell(f"answers {name}")
+        records.append(list(evaluate(gemma, list(TASKS), count, batch=_BATCH)))
+    found = []
+    for task in (*TASKS, "all"):
+        one, two = ([r for r in side if task in (r.task, "all")] for side in records)
+        right = (sum(r.right for r in one), sum(r.right for r in two))
+        steps = (_steps(one), _steps(two))
+        found.append(Answered(task=task, problems=len(one), right=right, steps=steps))
+    return found, _cost(pair, found[-1].steps, tell)
+
+
+def tables(found: dict[str, Any]) -> str:
+    """What `logits` and `answers` gave, in Markdown.
+
+    Args:
+        found: `logits`, and where there are answers, `answers` and `cost`.
+    """
+    parts = [
+        "## What it cost",
+        "The same canvases of held-out problems before both, at several levels of noise:",
+        _logits_table(found["logits"]),
+    ]
+    if "answers" in found:
+        parts.append("Held-out problems, answered by both with the same random numbers:")
+        parts += [_answers_table(found["answers"]), _cost_table(found["cost"])]
+    return "\n\n".join(parts)
+
+
+def _logits_table(found: Sequence[damage.Damage]) -> str:
     lines = [
         "| noise | positions | mean error | largest | spread of logits | mean / spread "
         "| same best token |",
@@ -61,58 +144,53 @@ def logits(before: Path, after: Path, tell: Tell, **how: Any) -> str:
     return "\n".join(lines)
 
 
-def answers(before: Path, after: Path, count: int, tell: Tell, **how: Any) -> str:
-    """Answers to held-out problems and what they cost, as tables in Markdown.
-
-    Both networks are in memory at once, and take turns where time is measured.
-
-    Args:
-        before: the plain checkpoint.
-        after: the quantised one.
-        count: problems of each task.
-        tell: is given a word on what runs now.
-        **how: for `load`.
-    """
-    pair = [load(before, **how), load(after, **how)]
-    records: list[list[Record]] = []
-    for name, gemma in zip(("before", "after"), pair, strict=True):
-        tell(f"answers {name}")
-        records.append(list(evaluate(gemma, list(TASKS), count, batch=_BATCH)))
+def _answers_table(found: Sequence[Answered]) -> str:
     lines = [
         "| task | problems | right, before | after | steps per canvas, before | after |",
         "|---|--:|--:|--:|--:|--:|",
     ]
-    for task in (*TASKS, "all"):
-        own = [[r for r in side if task in (r.task, "all")] for side in records]
-        right = [f"{100 * sum(r.right for r in side) / len(side):.1f} %" for side in own]
-        steps = [f"{_steps(side):.2f}" for side in own]
-        lines.append(f"| {task} | {len(own[0])} | {' | '.join(right)} | {' | '.join(steps)} |")
-    return "\n".join([*lines, "", *_cost(pair, [_steps(side) for side in records], tell)])
+    for one in found:
+        right = [f"{100 * right / one.problems:.1f} %" for right in one.right]
+        steps = [f"{steps:.2f}" for steps in one.steps]
+        lines.append(f"| {one.task} | {one.problems} | {' | '.join(right)} | {' | '.join(steps)} |")
+    return "\n".join(lines)
 
 
-def _cost(pair: Sequence[Gemma], steps: Sequence[float], tell: Tell) -> list[str]:
+def _cost(pair: tuple[Gemma, Gemma], steps: tuple[float, float], tell: Tell) -> Cost:
     sides = [Ours(gemma.model) for gemma in pair]
     for side, name in zip(sides, ("before", "after"), strict=True):
         side.name = name
     prompt = torch.tensor([_cases(pair[0])[0].prompt], device=pair[0].device.device)
     seen = take_turns(sides, prompt, steps=8, canvases=0, rounds=ROUNDS, tell=tell)
     # The fastest step, for what else the machine does only makes steps slower.
-    milliseconds = [1000 * min(seen[side.name].step) for side in sides]
-    canvas = [a * b for a, b in zip(steps, milliseconds, strict=True)]
-    rows = {"steps per canvas": steps, "ms per step": milliseconds, "steps x ms": canvas}
+    before, after = (1000 * min(seen[side.name].step) for side in sides)
+    return Cost(
+        device=pair[0].device.device.type,
+        threads=torch.get_num_threads(),
+        steps=steps,
+        milliseconds=(before, after),
+    )
+
+
+def _cost_table(cost: Cost) -> str:
+    product = [a * b for a, b in zip(cost.steps, cost.milliseconds, strict=True)]
+    rows = {
+        "steps per canvas": cost.steps,
+        "ms per step": cost.milliseconds,
+        "steps x ms": product,
+    }
     lines = ["| | before | after | after / before |", "|---|--:|--:|--:|"]
     for name, (one, two) in rows.items():
         lines.append(f"| {name} | {one:.2f} | {two:.2f} | {two / one:.2f} |")
-    place = pair[0].device
-    threads = f", {torch.get_num_threads()} thread(s)" if place.device.type == "cpu" else ""
-    said = f"One prompt at a time, on {place.device.type}{threads}; the fastest step counts."
-    lines += ["", said]
-    if place.device.type == "cpu":
-        lines[-1] += (
+    on_cpu = cost.device == "cpu"
+    threads = f", {cost.threads} thread(s)" if on_cpu else ""
+    said = f"One prompt at a time, on {cost.device}{threads}; the fastest step counts."
+    if on_cpu:
+        said += (
             " A CPU has no product of e4m3: it widens the weights at every step, so its time "
             "says nothing of a GPU's."
         )
-    return lines
+    return "\n".join([*lines, "", said])
 
 
 def _steps(records: Sequence[Record]) -> float:

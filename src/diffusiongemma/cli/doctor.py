@@ -6,7 +6,7 @@ Knows how a report is laid out. Facts come from `machine` and `checkup`.
 import argparse
 from typing import Any
 
-from diffusiongemma.cli.options import Parser, add_model
+from diffusiongemma.cli.options import Parser, add_model, take
 from diffusiongemma.cli.output import as_json, give, say
 
 USAGE = "diffusiongemma doctor [-m FOLDER] [--json]"
@@ -16,10 +16,9 @@ package, or the one that -m names."""
 
 
 def parser() -> Parser:
-    """The options of this verb."""
-    made = Parser(USAGE, ABOUT)
-    add_model(made)
-    made.add_argument("--json", action="store_true", help="print one JSON document")
+    """The flags of this verb."""
+    made = Parser("doctor", USAGE, ABOUT, stray="a checkpoint is -m {word}")
+    take(add_model(made), "json")
     return made
 
 

@@ -4,12 +4,11 @@ import argparse
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffusiongemma.cli.asking import open_model
-from diffusiongemma.cli.options import Parser, add_opened_model, add_sampling, check_sampling, whole
-from diffusiongemma.cli.output import say
-from diffusiongemma.core.errors import OptionError
+from diffusiongemma.cli.options import Parser, add_opened_model, add_sampling, check_sampling, take
+from diffusiongemma.cli.output import as_json, give, say
 from diffusiongemma.core.files import check_writable, write_whole
 from diffusiongemma.evals.tasks import TASKS
 
@@ -22,32 +21,23 @@ AFTER = """\
 examples:
   diffusiongemma evaluate                                the table of the small model's card
   diffusiongemma evaluate --task sorting --count 100 --wrong 5
-  diffusiongemma evaluate -m FOLDER --records answers.jsonl
+  diffusiongemma evaluate -m FOLDER --out answers.jsonl
 """
 
 
 def parser() -> Parser:
-    """The options of this verb."""
-    made = Parser(USAGE, ABOUT, AFTER)
+    """The flags of this verb."""
+    made = Parser("evaluate", USAGE, ABOUT, AFTER, stray="a task is --task {word}")
     add_opened_model(made)
     asked = made.add_argument_group("the problems")
-    asked.add_argument(
-        *("--task",),
-        metavar="NAME",
-        action="append",
-        default=[],
-        help=f"{', '.join(TASKS)} (repeatable; all)",
-    )
-    asked.add_argument(
-        "--count", type=whole, default=2000, metavar="N", help="problems a task (2000)"
-    )
-    asked.add_argument("--seed", type=whole, default=0, metavar="N", help="of problems, draws (0)")
-    asked.add_argument("--batch", type=whole, default=64, metavar="N", help="answered at once (64)")
-    shown = made.add_argument_group("what is shown")
-    shown.add_argument(
-        "--wrong", type=whole, default=0, metavar="N", help="print the first N failures of a task"
-    )
-    shown.add_argument("--records", metavar="FILE", help="write every answer here, as JSON lines")
+    take(asked, "task", many=True, choices=tuple(TASKS), usual="all")
+    take(asked, "count", default=2000, least=1)
+    take(asked, "seed", default=0, more=" and problems")
+    take(asked, "batch", default=64)
+    shown = made.add_argument_group("what is shown and written")
+    take(shown, "wrong", default=0)
+    take(shown, "json")
+    take(shown, "out", more=": every answer, as JSON lines")
     add_sampling(made)
     return made
 
@@ -55,20 +45,37 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     """Ask and score."""
     check_sampling(args.sampling)
-    if args.wrong < 0:
-        raise OptionError(f"--wrong must be 0 or more, got {args.wrong}")
-    if args.records is not None:
-        check_writable(args.records)
+    if args.out is not None:
+        check_writable(args.out)
 
+    from diffusiongemma.evals.report import rows, table
+
+    records = _asked(args)
+    found, failures = rows(records), _failures(records, args.wrong)
+    if args.json:
+        report: dict[str, Any] = {"tasks": [asdict(row) for row in found]}
+        if args.wrong:
+            report["failures"] = [asdict(record) for record in failures]
+        give(as_json(report, indent=2))
+    else:
+        say(table(found))
+        for record in failures:
+            say(f"\n{record.task}: {record.prompt}\n  expected {record.expected}")
+            say(f"  got      {record.text}")
+    if args.out is not None:
+        write_whole(args.out, "".join(f"{json.dumps(asdict(one))}\n" for one in records))
+    return 0
+
+
+def _asked(args: argparse.Namespace) -> list["Record"]:
     from tqdm import tqdm
 
-    from diffusiongemma.evals.report import table
     from diffusiongemma.evals.run import evaluate
 
     names = list(dict.fromkeys(args.task)) or list(TASKS)
     gemma = open_model(args)
     with tqdm(total=len(names) * args.count, unit="problem", disable=None, leave=False) as bar:
-        records = []
+        records: list[Record] = []
         found = evaluate(
             gemma, names, args.count, seed=args.seed, batch=args.batch, **args.sampling
         )
@@ -76,12 +83,7 @@ def run(args: argparse.Namespace) -> int:
             records.append(record)
             bar.update()
             bar.set_postfix_str(f"{record.task}, {_share(records)}", refresh=False)
-    say(table(records))
-    for line in _failures(records, args.wrong):
-        say(line)
-    if args.records is not None:
-        write_whole(args.records, "".join(f"{json.dumps(asdict(one))}\n" for one in records))
-    return 0
+    return records
 
 
 def _share(records: Sequence["Record"]) -> str:
@@ -89,12 +91,12 @@ def _share(records: Sequence["Record"]) -> str:
     return f"{100 * sum(own) / len(own):.1f} % right"
 
 
-def _failures(records: Iterable["Record"], most: int) -> list[str]:
-    lines: list[str] = []
+def _failures(records: Iterable["Record"], most: int) -> list["Record"]:
+    """The first of each task that are not right."""
+    found: list[Record] = []
     seen: dict[str, int] = {}
     for record in records:
         if not record.right and seen.get(record.task, 0) < most:
             seen[record.task] = seen.get(record.task, 0) + 1
-            said = f"{record.task}: {record.prompt}\n  expected {record.expected}"
-            lines.append(f"\n{said}\n  got      {record.text}")
-    return lines
+            found.append(record)
+    return found

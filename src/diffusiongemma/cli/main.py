@@ -1,15 +1,13 @@
-"""The command: which verb is meant, and what a failure looks like.
+"""The command: a verb is called, and a failure told in one line.
 
-Knows verbs and exit codes; each verb's module knows its own options and work. Modules that need
-torch are imported by the verb that needs them, so that `--help` is quick.
+Knows exit codes; which verb is meant, `verbs` knows, and each verb's module its flags and work.
+Modules that need torch are imported by the verb that needs them, so that `--help` is quick.
 
 Exit codes: 0 done, 1 a mistake of ours, 2 a mistake in the input or a lack of this machine,
 129 and 143 the system said to end, 130 Ctrl-C, 141 whoever read the output went away.
 """
 
 import contextlib
-import difflib
-import importlib
 import io
 import os
 import sys
@@ -19,11 +17,9 @@ from collections.abc import Sequence
 from diffusiongemma.cli.ending import unwinding
 from diffusiongemma.cli.notes import noted
 from diffusiongemma.cli.output import say
+from diffusiongemma.cli.verbs import meant, module
 from diffusiongemma.core.errors import DiffusionGemmaError
 from diffusiongemma.core.letters import sentence
-
-# The first goes without saying.
-VERBS = ("run", "chat", "trace", "evaluate", "quantize", "bench", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,14 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
-    words = ["--help"] if words == ["help"] else words
-    verb = words.pop(0) if words and words[0] in VERBS else VERBS[0]
-    near = difflib.get_close_matches(words[0], VERBS, cutoff=0.75) if words else []
-    if near and verb == VERBS[0]:
-        said = f"note: '{words[0]}' is taken as a prompt; there is a verb '{near[0]}'"
-        say(said, aside=True)
-    module = importlib.import_module(f"diffusiongemma.cli.{verb}")
-    return module.run(module.parser().parse(words))
+    verb, rest = meant(words)
+    work = module(verb)
+    return work.run(work.parser().parse(rest))
 
 
 def _complain(error: Exception, *, debug: bool) -> int:

@@ -7,28 +7,27 @@ measuring `damage`'s.
 import argparse
 import os
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diffusiongemma.cli.options import Parser, whole
-from diffusiongemma.cli.output import say
-from diffusiongemma.core.errors import CheckpointError, OptionError, unknown_name
+from diffusiongemma.cli.options import Parser, add_model, take
+from diffusiongemma.cli.output import as_json, give, say
+from diffusiongemma.core.errors import CheckpointError, OptionError
 
-USAGE = "diffusiongemma quantize [MODEL] OUT [options]"
+USAGE = "diffusiongemma quantize [-m FOLDER] --out PATH [options]"
 ABOUT = """\
 Write a checkpoint whose experts and linear layers are in e4m3 (FP8-dynamic, as compressed-tensors
 writes it), shard by shard, in memory for about one shard; then say what that did to the logits and,
 on problems with known answers, to answers, steps and time."""
 AFTER = """\
 examples:
-  diffusiongemma quantize small-fp8                      the small model, and how it fares
-  diffusiongemma quantize FOLDER OUT --no-damage
+  diffusiongemma quantize --out small-fp8                the small model, and how it fares
+  diffusiongemma quantize -m FOLDER --out small-fp8 --no-damage
   diffusiongemma -m small-fp8 "Reverse: lantern"
 """
-FORMATS = ("fp8",)
 _USUAL = 100  # problems of a task that the small model is asked
-_MOST = 100_000
 _MADE = """\
 Made from {base} by `diffusiongemma quantize`: FP8-dynamic, as compressed-tensors writes it.
 Attention, dense branches and experts are in e4m3 with one scale an output channel; activations are
@@ -40,38 +39,27 @@ vision tower are as they were.
 
 
 def parser() -> Parser:
-    """The options of this verb."""
-    made = Parser(USAGE, ABOUT, AFTER)
-    made.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        help="a checkpoint's folder or hub id (the small model inside the package)",
-    )
-    made.add_argument("out", metavar="OUT", help="the folder to write")
-    made.add_argument("--format", default="fp8", metavar="NAME", help="fp8 (fp8)")
-    made.add_argument(
-        "--overwrite", action="store_true", help="replace a checkpoint that is at OUT"
-    )
-    made.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub")
-    made.add_argument("--offline", action="store_true", help="take nothing from the network")
+    """The flags of this verb."""
+    stray = "the folder to write is --out {word}, the model -m {word}"
+    made = Parser("quantize", USAGE, ABOUT, AFTER, stray=stray)
+    take(add_model(made), "offline")
+    written = made.add_argument_group("what is written")
+    take(written, "out", more=": a folder")
+    take(written, "format", default="fp8")
+    take(written, "overwrite")
     told = made.add_argument_group("the damage")
-    told.add_argument("--no-damage", action="store_true", help="only write")
-    told.add_argument(
-        "--problems",
-        type=whole,
-        metavar="N",
-        help=f"held-out problems a task ({_USUAL} for the small model, else 0)",
-    )
-    told.add_argument("--device", metavar="NAME", help="where it is measured: cpu, cuda or cuda:N")
+    take(told, "no-damage")
+    take(told, "count", usual=f"{_USUAL} for the small model, else 0")
+    take(told, "device", more=", where it is measured")
+    take(told, "json")
     return made
 
 
 def run(args: argparse.Namespace) -> int:
     """Quantise, measure, tell."""
-    if args.format not in FORMATS:
-        raise OptionError(unknown_name("format", args.format, FORMATS))
     count = _count(args)
+    if not args.out:
+        raise OptionError("quantize writes a folder, and none is named; add --out FOLDER")
     from diffusiongemma.checkpoint.folder import CARD, destination, origin
 
     out = destination(args.out)
@@ -87,18 +75,27 @@ def run(args: argparse.Namespace) -> int:
     source = hub.find(model, revision=args.revision, offline=args.offline or None, progress=shown)
     _check_apart(source, out)
     own = card.by_hand(out)
-    before = sum(file.stat().st_size for file in source.glob("*.safetensors"))
+    sizes = {"before_bytes": _weight_bytes(source)}
     quantise_folder(source, out, overwrite=args.overwrite, progress=shown)
-    after = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-    size = f"{after / 1e6:,.1f} MB of weights, before {before / 1e6:,.1f} MB"
+    sizes["after_bytes"] = _weight_bytes(out)
+    before, after = (f"{number / 1e6:,.1f} MB" for number in sizes.values())
+    size = f"{after} of weights, before {before}"
     write = partial(_card, source, out, origin(model, source), size)
     write_whole(out / CARD, own.decode("utf-8", "replace") if own is not None else write(""))
-    say(f"{out}: {size}")
+    if not args.json:
+        say(f"{out}: {size}")
+    found: dict[str, Any] = {}
     if not args.no_damage:
-        tables = _damage(source, out, count, args)
+        from diffusiongemma.cli import damage
+
+        found = _damage(source, out, count, args)
+        tables = damage.tables(found)
         if own is None:
             write_whole(out / CARD, write(tables))
-        say(f"\n{tables}")
+        if not args.json:
+            say(f"\n{tables}")
+    if args.json:
+        give(as_json({"out": str(out), **sizes, **_plain(found)}, indent=2))
     return 0
 
 
@@ -121,14 +118,20 @@ def _card(source: Path, out: Path, base: str | None, size: str, tables: str) -> 
     )
 
 
+def _weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _plain(found: dict[str, Any]) -> dict[str, Any]:
+    """What was measured, for JSON."""
+    return {
+        name: [asdict(one) for one in value] if isinstance(value, list) else asdict(value)
+        for name, value in found.items()
+    }
+
+
 def _check_out(out: Path, args: argparse.Namespace) -> None:
     """Whatever can be known to fail later fails now."""
-    config = out / "config.json"
-    if args.model is None and config.is_file() and "quantization_config" not in config.read_text():
-        raise OptionError(
-            f"{out} is a checkpoint; to quantise it, name a folder for the result too: "
-            f"diffusiongemma quantize {out} OUT"
-        )
     empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
     if not args.overwrite and os.path.lexists(out) and not empty:
         raise CheckpointError(f"{out} exists; name another folder, or pass --overwrite")
@@ -152,16 +155,14 @@ def _check_apart(source: Path, out: Path) -> None:
 
 
 def _count(args: argparse.Namespace) -> int:
-    if args.no_damage and args.problems is not None:
-        raise OptionError("--problems is asked of the damage; omit --no-damage")
-    if args.problems is None:
+    if args.no_damage and args.count is not None:
+        raise OptionError("--count is asked of the damage; omit --no-damage")
+    if args.count is None:
         return _USUAL if args.model is None else 0
-    if not 0 <= args.problems <= _MOST:
-        raise OptionError(f"--problems must be from 0 to {_MOST:,}, got {args.problems}")
-    return args.problems
+    return args.count
 
 
-def _damage(source: Path, out: Path, count: int, args: argparse.Namespace) -> str:
+def _damage(source: Path, out: Path, count: int, args: argparse.Namespace) -> dict[str, Any]:
     from diffusiongemma.cli import damage
 
     how: dict[str, Any] = {"device": args.device, "offline": True, "progress": False}
@@ -169,14 +170,7 @@ def _damage(source: Path, out: Path, count: int, args: argparse.Namespace) -> st
     def tell(word: str) -> None:
         say(f"measuring: {word}", aside=True)
 
-    parts = [
-        "## What it cost",
-        "The same canvases of held-out problems before both, at several levels of noise:",
-        damage.logits(source, out, tell, **how),
-    ]
+    found: dict[str, Any] = {"logits": damage.logits(source, out, tell, **how)}
     if count:
-        parts += [
-            "Held-out problems, answered by both with the same random numbers:",
-            damage.answers(source, out, count, tell, **how),
-        ]
-    return "\n\n".join(parts)
+        found["answers"], found["cost"] = damage.answers(source, out, count, tell, **how)
+    return found

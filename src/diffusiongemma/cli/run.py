@@ -7,32 +7,37 @@ import argparse
 import sys
 
 from diffusiongemma.cli.asking import add_question, open_model, read_question
-from diffusiongemma.cli.options import Parser, add_sampling
+from diffusiongemma.cli.options import Parser, add_sampling, take
 from diffusiongemma.cli.output import as_json, give
+from diffusiongemma.cli.verbs import HELP, VERBS
 from diffusiongemma.cli.watching import add_watching, check_unwatched, watching
 from diffusiongemma.core.errors import InputError
 
-USAGE = "diffusiongemma [run] [-m FOLDER] [options] [PROMPT]\n       diffusiongemma doctor --help"
+USAGE = """\
+diffusiongemma [run] [-m FOLDER] [options] [PROMPT]
+       diffusiongemma VERB [options]; diffusiongemma help VERB says which"""
 ABOUT = "Answer a prompt with DiffusionGemma, a language model that writes by diffusion."
-AFTER = """\
+_VERBS = "\n".join(f"  {verb:12}{about}" for verb, about in VERBS.items())
+AFTER = f"""\
+verbs:
+{_VERBS}
+  {HELP:12}how a verb is used
+
+A word alone that looks like a verb and is none is an error; after `run` or -- it is a prompt.
+
 examples:
   diffusiongemma "Sort: 52 7 30 9 11"          the small model inside the package
   diffusiongemma -m FOLDER -i cat.png "What is this?" --seed 7
   cat notes.txt | diffusiongemma -m FOLDER "Sum this up." --json
-  diffusiongemma chat                          a conversation, as the canvas refines
-  diffusiongemma trace "Reverse: lantern"      a page that replays how an answer came about
-  diffusiongemma evaluate                      how many problems it solves
-  diffusiongemma quantize OUT                  its weights in eight bits, and what that costs
-  diffusiongemma bench                         how fast it is, beside transformers
-  diffusiongemma doctor                        what this machine can run, and why
+  diffusiongemma trace "Reverse: lantern"      writes trace.html
 """
 
 
 def parser() -> Parser:
-    """The options of this verb."""
-    made = Parser(USAGE, ABOUT, AFTER)
+    """The flags of this verb."""
+    made = Parser("run", USAGE, ABOUT, AFTER)
     answer = add_question(made)
-    answer.add_argument("--json", action="store_true", help="print one JSON document")
+    take(answer, "json")
     add_watching(made)
     add_sampling(made)
     return made

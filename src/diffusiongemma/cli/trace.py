@@ -8,48 +8,41 @@ import argparse
 import os
 import secrets
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
 from diffusiongemma.cli.asking import add_question, open_model, read_question
-from diffusiongemma.cli.options import Parser, add_sampling, flag_of, whole
-from diffusiongemma.cli.output import say
+from diffusiongemma.cli.options import Parser, add_sampling, take
+from diffusiongemma.cli.output import as_json, give, say
 from diffusiongemma.core.errors import OptionError
 from diffusiongemma.core.files import check_writable, write_whole
-from diffusiongemma.diffusion.config import SamplerConfig
+from diffusiongemma.core.letters import brief
 
 USAGE = (
     "diffusiongemma trace [-m FOLDER] [options] [PROMPT]\n"
-    "       diffusiongemma trace --from FILE [-o FILE] [--svg FILE] [--strip FILE]"
+    "       diffusiongemma trace --from FILE [--out PATH] [--picture NAME] [--canvas N]"
 )
 ABOUT = "Record how an answer comes about, and write one page that replays it, without a network."
 AFTER = """\
 examples:
   diffusiongemma trace "Sort: 7 30 9 1"                writes trace.html
-  diffusiongemma trace "Sort: 7 30 9 1" --json run.jsonl --seed 7
-  diffusiongemma trace --from run.jsonl -o run.html --svg run.svg
+  diffusiongemma trace "Sort: 7 30 9 1" --out run.jsonl --seed 7
+  diffusiongemma trace --from run.jsonl --out run.html --out run.svg
 """
 DEFAULT = "trace.html"
+KINDS = {".jsonl": "trace", ".html": "page", ".svg": "picture"}
 
 
 def parser() -> Parser:
-    """The options of this verb."""
-    made = Parser(USAGE, ABOUT, AFTER)
-    files = made.add_argument_group(
-        "what is written", f"What is in the way is replaced. Where nothing is named: {DEFAULT}"
-    )
-    files.add_argument("-o", "--output", metavar="FILE", help="a page that replays the run")
-    files.add_argument("--json", metavar="FILE", help="the trace itself, as JSON lines")
-    files.add_argument("--svg", metavar="FILE", help="a moving picture of one canvas")
-    files.add_argument("--strip", metavar="FILE", help="a picture of its moments, side by side")
-    files.add_argument(
-        "--canvas", type=whole, metavar="N", default=1, help="which canvas the pictures show (1)"
-    )
-    files.add_argument(
-        "--from", dest="source", metavar="FILE", help="draw this trace; no model is needed"
-    )
-    add_question(made)
-    add_sampling(made, short=False)
+    """The flags of this verb."""
+    made = Parser("trace", USAGE, ABOUT, AFTER)
+    files = made.add_argument_group("what is written", "What is in the way is replaced.")
+    told = ": a page that replays the run (.html), the trace itself (.jsonl) or a picture (.svg)"
+    take(files, "out", many=True, more=told, usual=DEFAULT)
+    take(files, "picture", usual="moving")
+    take(files, "canvas", usual="1")
+    take(files, "from")
+    take(add_question(made), "json", more=": the trace, in lines")
+    add_sampling(made)
     return made
 
 
@@ -57,37 +50,45 @@ def run(args: argparse.Namespace) -> int:
     """Record or read, then write."""
     wanted = _wanted(args)
     trace = _record(args) if args.source is None else _read(args)
-    for path, text in _drawn(wanted, trace, args.canvas - 1):
+    if args.json:
+        from diffusiongemma.engine.trace_file import lines
+
+        give("\n".join(as_json(line) for line in lines(trace)))
+    for path, text in _drawn(wanted, trace, args):
         write_whole(path, text)
-        say(f"{path}  {len(text.encode()) / 1000:,.1f} kB")
+        say(f"{path}  {len(text.encode()) / 1000:,.1f} kB", aside=args.json)
     return 0
 
 
-def _wanted(args: argparse.Namespace) -> dict[str, str]:
-    """Kind -> path of the files to write; what is surely wrong is refused before any work."""
-    kinds = ("json", "output", "strip", "svg")
-    wanted = {kind: getattr(args, kind) for kind in kinds if getattr(args, kind) is not None}
-    name = (args.output or "").partition("=")[0]
-    if "=" in (args.output or "") and name in {field.name for field in fields(SamplerConfig)}:
-        raise OptionError(f"-o names the page to write here; for {name} there is {flag_of(name)}")
-    wanted = wanted or {"output": DEFAULT}
-    real = [os.path.realpath(path) for path in wanted.values()]
+def _wanted(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Kind and path of the files to write; what is surely wrong is refused before any work."""
+    paths = args.out or ([] if args.json else [DEFAULT])
+    wanted = [(_kind(path), path) for path in paths]
+    real = [os.path.realpath(path) for path in paths]
     if len(set(real)) < len(real):
-        raise OptionError(f"two of the files have one name; got {', '.join(wanted.values())}")
-    for path in wanted.values():
+        raise OptionError(f"two of the files have one name; got {', '.join(paths)}")
+    for path in paths:
         check_writable(path)
-    if args.canvas < 1:
-        raise OptionError(f"--canvas counts from 1, got {args.canvas}")
-    if args.canvas != 1 and not {"svg", "strip"} & set(wanted):
-        raise OptionError("--canvas has no meaning without --svg or --strip; add one, or omit it")
-    return wanted
+    for name in ("picture", "canvas"):
+        if getattr(args, name) is not None and "picture" not in dict(wanted):
+            raise OptionError(f"--{name} has no meaning without --out FILE.svg; add it, or omit it")
+    return sorted(wanted, key=lambda one: list(KINDS.values()).index(one[0]))
+
+
+def _kind(path: str) -> str:
+    ending = os.path.splitext(path)[1].lower()
+    if ending not in KINDS:
+        raise OptionError(
+            f"--out: the ending says what is written, {', '.join(KINDS)}; got {brief(path)}"
+        )
+    return KINDS[ending]
 
 
 def _read(args: argparse.Namespace) -> Any:
     """The trace that was named; what asks for a run has no meaning beside it."""
     from diffusiongemma.engine.trace_file import read
 
-    own = {"output", "json", "svg", "strip", "canvas", "source", "debug"}
+    own = {"out", "json", "picture", "canvas", "source", "debug"}
     usual = parser()
     for name, value in vars(args).items():
         if name not in own and value != usual.get_default(name):
@@ -114,16 +115,20 @@ def _record(args: argparse.Namespace) -> Any:
     return recorder.trace()
 
 
-def _drawn(wanted: dict[str, str], trace: Any, canvas: int) -> Iterator[tuple[str, str]]:
+def _drawn(
+    wanted: list[tuple[str, str]], trace: Any, args: argparse.Namespace
+) -> Iterator[tuple[str, str]]:
     """Each path and its text; the trace comes first, so that no later trouble can lose it."""
     from diffusiongemma.cli import film, replay
     from diffusiongemma.engine.trace_file import text_of
 
-    if "json" in wanted:
-        yield wanted["json"], text_of(trace)
-    if "output" in wanted:
-        yield wanted["output"], replay.page(trace)
-    if "strip" in wanted:
-        yield wanted["strip"], film.strip(trace, canvas)
-    if "svg" in wanted:
-        yield wanted["svg"], film.moving(trace, canvas)
+    canvas = 0 if args.canvas is None else args.canvas - 1
+    for kind, path in wanted:
+        match kind:
+            case "trace":
+                yield path, text_of(trace)
+            case "page":
+                yield path, replay.page(trace)
+            case _:
+                draw = film.strip if args.picture == "strip" else film.moving
+                yield path, draw(trace, canvas)

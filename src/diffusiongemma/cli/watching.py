@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from diffusiongemma.cli.options import Parser
+from diffusiongemma.cli.options import Parser, take
 from diffusiongemma.core.errors import OptionError
+from diffusiongemma.core.letters import brief
 
 PACE = 0.2  # seconds: one look. The small model settles a canvas in 2 to 6 steps of 2 ms
 LONGEST = 60.0
@@ -38,16 +39,9 @@ class Pace:
 def add_watching(made: Parser) -> None:
     """Add --pace and --no-stats; `watching` reads them."""
     group = made.add_argument_group("at a terminal")
-    group.add_argument(
-        "--pace",
-        type=seconds,
-        metavar="SECONDS",
-        help=f"show each step of a canvas so long at least ({PACE} with the small model inside the "
-        "package, whose canvas is over in a blink; 0 with others)",
-    )
-    group.add_argument(
-        "--no-stats", action="store_true", help="leave out the line of figures after an answer"
-    )
+    usual = f"{PACE} with the small model, whose canvas is over in a blink; 0 with others"
+    take(group, "pace", type=seconds, usual=usual)
+    take(group, "no-stats")
 
 
 def watching(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -77,5 +71,5 @@ def seconds(text: str) -> float:
     except ValueError:
         found = math.nan
     if not 0 <= found <= LONGEST:
-        raise argparse.ArgumentTypeError(f"must be 0 to {LONGEST:g} seconds, got '{text}'")
+        raise argparse.ArgumentTypeError(f"must be 0 to {LONGEST:g} seconds, got {brief(text)}")
     return found

@@ -1,4 +1,4 @@
-"""The networks that are measured: what ships, a middling one made on the fly, or a folder."""
+"""The networks that are measured: what ships, a middling one made on the fly, or any checkpoint."""
 
 import dataclasses
 import tempfile
@@ -10,34 +10,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from diffusiongemma.checkpoint import hub
 from diffusiongemma.checkpoint.config import read_config
 from diffusiongemma.checkpoint.load import load_model
 from diffusiongemma.checkpoint.save import save_model
-from diffusiongemma.core.errors import OptionError
-from diffusiongemma.engine.open import load
+from diffusiongemma.engine.open import SHIPPED
 from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.init import initialise
 from diffusiongemma.model.model import DiffusionGemma
-
-SMALL = ModelConfig(
-    vocab_size=279,
-    hidden_size=128,
-    intermediate_size=256,
-    layers=(
-        LayerConfig(sliding=True, head_dim=32, num_key_value_heads=2),
-        LayerConfig(sliding=True, head_dim=32, num_key_value_heads=2),
-        LayerConfig(sliding=False, head_dim=64, num_key_value_heads=1),
-    )
-    * 2,
-    num_attention_heads=4,
-    sliding_window=64,
-    num_experts=8,
-    top_k_experts=2,
-    moe_intermediate_size=128,
-    max_position_embeddings=4096,
-    canvas_length=32,
-)
-"""Of the shape of the model that ships, for as long as none does."""
 
 _SLIDING = LayerConfig(sliding=True, head_dim=64, num_key_value_heads=4)
 _FULL = LayerConfig(sliding=False, head_dim=128, num_key_value_heads=2)
@@ -61,24 +41,17 @@ def folder_of(name: str, dtype: torch.dtype) -> Iterator[tuple[Path, str]]:
     """A checkpoint's folder with weights in a format, and what to call it.
 
     Args:
-        name: `shipped`, `mid`, or a folder.
+        name: `shipped`, `mid`, a folder or a hub id.
         dtype: of the weights of a model that is made here; a folder keeps its own.
     """
-    if name not in ("shipped", "mid"):
-        yield Path(name), Path(name).resolve().name
-        return
-    if name == "shipped":
-        try:
-            yield load().folder, "shipped"
-            return
-        except OptionError:  # none ships yet
-            config, title = SMALL, "small, random weights"
+    if name == "mid":
+        config = dataclasses.replace(MID, dtype=str(dtype).removeprefix("torch."))
+        with tempfile.TemporaryDirectory(prefix="diffusiongemma-bench-") as scratch:
+            model = initialise(DiffusionGemma(config).to(dtype), seed=0)
+            yield save_model(model, Path(scratch) / "model"), "mid, random weights"
     else:
-        config, title = MID, "mid, random weights"
-    config = dataclasses.replace(config, dtype=str(dtype).removeprefix("torch."))
-    with tempfile.TemporaryDirectory(prefix="diffusiongemma-bench-") as scratch:
-        model = initialise(DiffusionGemma(config).to(dtype), seed=0)
-        yield save_model(model, Path(scratch) / "model"), title
+        folder = hub.find(SHIPPED if name == "shipped" else name)
+        yield folder, Path(name).name or folder.resolve().name
 
 
 def opened(folder: Path, dtype: torch.dtype) -> DiffusionGemma:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffusiongemma.core.errors import OptionError
 from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.experts import Router
 from diffusiongemma.model.init import initialise
@@ -54,17 +53,6 @@ TOY = dataclasses.replace(
 SIZES = {"26b": RELEASED, "toy": TOY}
 SKEWED = 84 / 128  # share of the experts that a layer's canvas hits on real text
 _PROBE = 256  # random tokens that routing is tried on, as many as a canvas has
-
-
-def config_of(size: str) -> ModelConfig:
-    """The architecture of a size.
-
-    Raises:
-        OptionError: no such size.
-    """
-    if size not in SIZES:
-        raise OptionError(f"--size must be {' or '.join(SIZES)}, got '{size}'")
-    return SIZES[size]
 
 
 @torch.no_grad()

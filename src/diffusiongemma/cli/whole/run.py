@@ -15,18 +15,17 @@ from typing import Any
 
 import torch
 
-from diffusiongemma.cli.output import say
+from diffusiongemma.cli.output import as_json, give, say
 from diffusiongemma.cli.whole import account, answers, check, parts, rival
 from diffusiongemma.cli.whole.card import card
 from diffusiongemma.cli.whole.clock import Clock, data_sheet, limits
-from diffusiongemma.cli.whole.network import TOY, config_of, made, skew
+from diffusiongemma.cli.whole.network import SIZES, TOY, made, skew
 from diffusiongemma.core.atomic import lock
 from diffusiongemma.core.device import choose
 from diffusiongemma.core.errors import OptionError
 from diffusiongemma.kernels.ops import backends
 from diffusiongemma.model.model import DiffusionGemma
 
-PARTS = ("check", "bf16", "fp8", "batch")
 LIMIT = 7 * 60.0  # seconds after which no further case begins
 STEPS, PROMPT, CANVASES = 16, 1024, 4
 _SHOWN = 2000  # letters of a traceback that are printed
@@ -42,20 +41,18 @@ Case = tuple[str, Callable[[], dict[str, Any]]]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure one part and print a card for each case, and its figures as one line of JSON.
+    """Measure one part and print a card for each case, or its figures as one line of JSON.
 
     Raises:
-        OptionError: no such part or size, or a size that wants a GPU.
+        OptionError: a size that wants a GPU, or a flag of the other bench.
     """
     _refuse(args)
-    config, part = config_of(args.size), "bf16" if args.part is None else args.part
-    if part not in PARTS:
-        raise OptionError(f"--part must be one of {', '.join(PARTS)}, got '{part}'")
+    config, part = SIZES[args.size], "bf16" if args.part is None else args.part
     device = choose(args.device, None, "bfloat16").device
     if device.type != "cuda" and config is not TOY:
         raise OptionError("--size 26b needs a GPU, and none was found; --size toy rehearses it")
-    with _alone(args.out, f"{args.size}-{part}.jsonl") as file:
-        bench = Bench(args.size, part, device, file, alone=args.alone)
+    with _alone(args.out and Path(args.out), f"{args.size}-{part}.jsonl") as file:
+        bench = Bench(args.size, part, device, file, alone=args.alone, data=args.json)
         for name, work in bench.cases():
             bench.case(name, work)
     return 1 if bench.failed else 0
@@ -63,11 +60,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _refuse(args: argparse.Namespace) -> None:
     """Options of the bench on a CPU have no meaning here."""
-    others = ("model", "context", "batch", "dtype", "rounds", "threads", "json")
-    given = [name for name in others if getattr(args, name) is not None]
-    given += [
-        name for name, usual in (("steps", 8), ("canvases", 2)) if getattr(args, name) != usual
-    ]
+    others = ("model", "context", "batch", "dtype", "rounds", "threads", "steps", "canvases")
+    given = [name for name in others if getattr(args, name) not in (None, [])]
     given += ["quick"] if args.quick else []
     if given:
         raise OptionError(f"--{given[0]} has no meaning with --size; omit it")
@@ -105,10 +99,18 @@ class Bench:
     """
 
     def __init__(
-        self, size: str, part: str, device: torch.device, file: Path | None, *, alone: bool
+        self,
+        size: str,
+        part: str,
+        device: torch.device,
+        file: Path | None,
+        *,
+        alone: bool,
+        data: bool,
     ) -> None:
         self.size, self.part, self.device, self.alone = size, part, device, alone
-        self.config, self.clock = config_of(size), Clock(device)
+        self._data = data
+        self.config, self.clock = SIZES[size], Clock(device)
         self.begun = time.perf_counter()
         self.file = file
         self.done = self._held()
@@ -265,9 +267,11 @@ class Bench:
 
     def _keep(self, line: dict[str, Any]) -> None:
         self.done[line["case"]] = line
-        say(card(line))
+        if self._data:
+            give(as_json(line))
+        else:
+            say(card(line))
         if self.file is None:
-            say(json.dumps(line))
             return
         with self.file.open("a+b") as file:
             # A run that was cut off may have left half a line.

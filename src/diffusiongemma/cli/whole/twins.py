@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusiongemma.cli.whole.network import config_of
+from diffusiongemma.cli.whole.network import SIZES
 from diffusiongemma.diffusion.accept import within_bound
 from diffusiongemma.diffusion.noise import Purpose, seed_words, uniforms
 from diffusiongemma.kernels import experts as experting
@@ -33,7 +33,7 @@ def checks(device: torch.device, size: str) -> Iterator[tuple[str, Check]]:
     if why is not None:
         yield "kernels", lambda: {"not run": why}
         return
-    yield from all_of(Data(config_of(size), device))
+    yield from all_of(Data(SIZES[size], device))
 
 
 def all_of(data: "Data") -> Iterator[tuple[str, Check]]:
