@@ -13,7 +13,7 @@ import pytest
 
 from cli_help import ENVIRONMENT
 from diffusiongemma.cli import ending
-from diffusiongemma.cli.main import VERBS
+from diffusiongemma.cli.verbs import VERBS
 
 HELD = """
 import importlib, sys
@@ -63,13 +63,12 @@ def ended(script: str, number: int, *words: str) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_unwinds(verb: str) -> None:
-    words = (verb, "OUT") if verb == "quantize" else (verb,)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        assert ended(HELD, number, *words) == (128 + number, "cleaned\n", "")
+        assert ended(HELD, number, verb) == (128 + number, "cleaned\n", "")
 
 
 def test_a_folder_that_is_being_written_is_cleaned_up(tmp_path: Path) -> None:
-    words = ("quantize", str(tmp_path / "out"), "--no-damage")
+    words = ("quantize", "--out", str(tmp_path / "out"), "--no-damage")
     for number in (signal.SIGTERM, signal.SIGHUP):
         assert ended(QUANTISING, number, *words) == (128 + number, "", "")
         assert not list(tmp_path.iterdir())

@@ -175,7 +175,7 @@ def test_only_the_small_model_has_a_pace_of_its_own(words: Path) -> None:
 
 
 def test_a_loop_is_warned_of(words: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffusiongemma.engine.reply.repeats", lambda tokens: True)
+    monkeypatch.setattr("diffusiongemma.engine.outcome.repeats", lambda tokens: True)
     done = call("-m", words, "hello", *QUICK)
     assert done.err.startswith("warning: the answer seems to repeat itself")
     assert json.loads(call("-m", words, "hello", "--json", *QUICK).out)["stats"]["loop"] is True

@@ -1,13 +1,15 @@
 """`diffusiongemma trace`: what it records is what the door gives, and files are what was asked."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import diffusiongemma as dg
-from cli_help import QUICK, Call
+from cli_help import ENVIRONMENT, QUICK, Call
 from diffusiongemma.cli.film import moving, strip
 from diffusiongemma.cli.replay import page
 from diffusiongemma.engine.trace_file import read, write
@@ -96,6 +98,23 @@ def test_the_trace_itself_may_go_to_standard_output(
     assert (done.err, [file.name for file in tmp_path.iterdir()]) == ("", ["saved.jsonl"])
     done = call("trace", "--from", saved, "--json", "--out", "a.html")
     assert len(done.out.splitlines()) == len(wanted) and done.err.startswith("a.html  ")
+
+
+def test_drawing_needs_no_torch(saved: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from diffusiongemma.cli.main import main\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "print({'torch', 'numpy', 'tokenizers', 'PIL'} & set(sys.modules))"
+    )
+    words = ["trace", "--from", saved, "--out", "a.html", "--out", "a.svg", "--out", "a.jsonl"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    assert done.stdout.splitlines()[-1] == "set()", done.stderr
 
 
 def test_what_belongs_to_a_run_is_refused_beside_a_trace(saved: Path, refused: Refused) -> None:

@@ -8,7 +8,8 @@ import torch
 import diffusiongemma as dg
 from diffusiongemma.diffusion.config import SamplerConfig
 from diffusiongemma.diffusion.loop import Commit, DraftStep, Recipe, answer
-from diffusiongemma.engine.events import Refined, refined
+from diffusiongemma.engine.events import Refined
+from diffusiongemma.engine.outcome import refined
 from diffusiongemma.engine.quick import Quick, takes
 from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.context import Context

@@ -16,7 +16,8 @@ import diffusiongemma as dg
 from diffusiongemma.core.errors import InputError
 from diffusiongemma.dialog.tokenizer import Tokenizer
 from diffusiongemma.engine.events import Committed, Finished, Refined
-from diffusiongemma.engine.trace import DIGITS, Token, Trace, clean, read_token, record
+from diffusiongemma.engine.recorder import DIGITS, read_token, record
+from diffusiongemma.engine.trace import Token, Trace, clean
 from diffusiongemma.engine.trace_file import lines, read, write, write_whole
 from toy_trace import settle
 from toys_words import FIRST_BYTE

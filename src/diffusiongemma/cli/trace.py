@@ -1,7 +1,7 @@
 """The verb `trace`: a run recorded, and a page or pictures that show how the answer came about.
 
-Knows files and options. What is recorded is `engine.trace`'s business, what is drawn that of
-`replay` and `film`.
+Knows files and options. What is recorded is `engine.recorder`'s business, what is drawn that
+of `replay` and `film`.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def _record(args: argparse.Namespace) -> Any:
     question = read_question(args)
 
     from diffusiongemma.cli.show import Show
-    from diffusiongemma.engine.trace import Recorder, describe
+    from diffusiongemma.engine.recorder import Recorder, describe
 
     gemma = open_model(args)
     prompt = question.to(gemma)

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 
 from diffusiongemma.core.brief import Brief
-from diffusiongemma.dialog.reply import Said
-from diffusiongemma.diffusion.loop import Commit, DraftStep
 from diffusiongemma.engine.reply import Reply
 
 
@@ -62,26 +60,3 @@ class Finished(Brief):
 
 
 Event = Refined | Committed | Finished
-
-
-def refined(seen: DraftStep) -> Refined:
-    """The event of a step."""
-    step = seen.step
-    return Refined(
-        canvas=seen.canvas,
-        step=seen.number,
-        best=tuple(step.best_BL[0].tolist()),
-        entropy=tuple(step.entropy_BL[0].tolist()),
-        accepted=tuple(step.accepted_BL[0].tolist()),
-        revised=tuple(step.revised_BL[0].tolist()),
-        temperature=seen.temperature,
-        before=tuple(seen.before_BL[0].tolist()),
-        after=tuple(step.canvas_BL[0].tolist()),
-    )
-
-
-def committed(commit: Commit, said: Said) -> Committed:
-    """The event of a finished canvas."""
-    return Committed(
-        canvas=commit.canvas, tokens=commit.tokens, text=said.text, thought=said.thought
-    )

@@ -7,7 +7,6 @@ from typing import Any
 
 from diffusiongemma.core.brief import Brief
 from diffusiongemma.dialog.calls import ToolCall
-from diffusiongemma.diffusion.loop import Commit
 from diffusiongemma.engine.page import page
 
 
@@ -120,25 +119,3 @@ def repeats(tokens: Sequence[int], *, longest: int = 32, times: int = 4, least: 
         if len(tail) == need and all(a == b for a, b in zip(tail, tail[period:], strict=False)):
             return True
     return False
-
-
-def stats_of(
-    commits: Sequence[Commit],
-    tokens: Sequence[int],
-    *,
-    seed: int,
-    prompt: int,
-    reused: int,
-    seconds: float,
-) -> Stats:
-    """Sum up the canvases of one answer."""
-    return Stats(
-        seed=seed,
-        prompt_tokens=prompt,
-        reused_tokens=reused,
-        new_tokens=len(tokens),
-        steps=tuple(commit.steps for commit in commits),
-        revisions=sum(commit.revisions for commit in commits),
-        seconds=seconds,
-        loop=repeats(tokens),
-    )

@@ -14,9 +14,10 @@ from diffusiongemma.dialog.chat import Chat
 from diffusiongemma.dialog.pieces import pieces
 from diffusiongemma.dialog.reply import ReplyStream
 from diffusiongemma.diffusion.loop import Commit, DraftStep, Recipe, answer
-from diffusiongemma.engine.events import Event, Finished, Refined, committed, refined
+from diffusiongemma.engine.events import Event, Finished, Refined
+from diffusiongemma.engine.outcome import committed, refined, stats_of
 from diffusiongemma.engine.quick import Quick, takes
-from diffusiongemma.engine.reply import Reply, stats_of
+from diffusiongemma.engine.reply import Reply
 from diffusiongemma.model.context import Context
 from diffusiongemma.model.model import DiffusionGemma, Inputs
 
