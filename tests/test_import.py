@@ -50,7 +50,9 @@ def test_importing_the_package_does_nothing() -> None:
     assert found["level"] == 0
 
 
-@pytest.mark.parametrize("module", ["core.errors", "core.log", "core.shapes", "checkpoint.hub"])
+@pytest.mark.parametrize(
+    "module", ["core.errors", "core.log", "core.shapes", "checkpoint.hub", "checkpoint.client"]
+)
 def test_these_never_see_torch(module: str) -> None:
     """Import-linter does not see what the packages above a module import; this does."""
     found = json.loads(run("-c", REPORT.format(module=f"diffusiongemma.{module}")))

@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,12 +12,13 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from huggingface_hub import constants, file_download
+from huggingface_hub import constants
 from huggingface_hub.utils import validate_repo_id
 
+from diffusiongemma.checkpoint.fetch import Job, explain
 from diffusiongemma.checkpoint.hub import find, looks_like_hub_id
 from diffusiongemma.core.errors import CheckpointError, OptionError
-from hub_stand_in import StandIn, serve
+from hub_stand_in import Reply, Request, StandIn, serve
 
 NAME = "acme/tiny-gemma"
 FILES = {
@@ -239,40 +241,36 @@ def test_the_token_of_the_login_is_used(hub: StandIn, monkeypatch: pytest.Monkey
     assert names(fetch(hub, "acme/locked")) == FETCHED
 
 
-def test_a_broken_download_goes_on_where_it_stopped(
-    hub: StandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
-    hub.cuts["model.safetensors"] = 123_456
+def test_a_broken_download_goes_on_where_it_stopped(hub: StandIn) -> None:
+    chunk = constants.DOWNLOAD_CHUNK_SIZE
+    weights = random.Random(1).randbytes(2 * chunk + 5)
+    hub.add(NAME, FILES | {"model.safetensors": weights})
+    hub.cuts["model.safetensors"] = chunk + 1_234_567
     folder = fetch(hub)
-    assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
-    first, second = hub.gets("model.safetensors")
-    assert (first.range, first.sent) == (None, 123_456)
-    assert second.range == "bytes=120000-"  # whole chunks are kept
-    assert second.sent == 300_000 - 120_000
+    assert (folder / "model.safetensors").read_bytes() == weights
+    first, second = (asked for asked in hub.gets("model.safetensors") if "large" in asked.path)
+    assert (first.range, first.sent) == (None, chunk + 1_234_567)
+    assert second.range == f"bytes={chunk}-"  # whole chunks are kept
+    assert second.sent == len(weights) - chunk
 
 
-def test_a_failed_download_keeps_finished_files(
-    hub: StandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    move = file_download._chmod_and_move
+def test_a_failed_download_keeps_finished_files(hub: StandIn, tmp_path: Path) -> None:
+    place = tmp_path / "cache/models--acme--tiny-gemma/snapshots" / hub.repos[NAME].refs["main"]
+    small = FETCHED - {"model.safetensors"}
 
-    def fill(source: Path, target: Path) -> None:
-        if source.stat().st_size > 100_000:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        move(source, target)
+    def spoil(asked: Request, reply: Reply) -> None:
+        if asked.method == "GET" and "/large/" in asked.path:
+            reply.body = bytes(len(reply.body))
+            while not all((place / name).exists() for name in small) and not hub.closed.wait(0.01):
+                pass
 
-    with monkeypatch.context() as patch:
-        patch.setattr(file_download, "_chmod_and_move", fill)
-        with pytest.raises(CheckpointError, match=r"disk of .* is full; free some space"):
-            fetch(hub)
-    fetch(hub)
-    assert {name: len(hub.gets(name)) for name in FETCHED} == {
-        "config.json": 1,
-        "tokenizer.json": 1,
-        "chat_template.jinja": 1,
-        "model.safetensors": 2,
-    }
+    hub.spoil = spoil
+    with pytest.raises(CheckpointError, match=r"sent other bytes of 'model.safetensors'"):
+        fetch(hub)
+    hub.spoil = None
+    assert names(fetch(hub)) == FETCHED
+    assert {name: len(hub.gets(name)) for name in small} == dict.fromkeys(small, 1)
+    assert len([asked for asked in hub.gets("model.safetensors") if "large" in asked.path]) == 2
 
 
 def test_no_network(hub: StandIn) -> None:
@@ -286,13 +284,45 @@ def test_a_hub_that_is_ill(hub: StandIn) -> None:
         fetch(hub)
 
 
-def test_a_cache_that_cannot_be_written(hub: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", "/cache/blobs")
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "no", "/c/x"), "cannot write /c/x; change its owner"),
+        (OSError(errno.ENOSPC, "No space left"), "the disk of /c is full; free some space"),
+        (OSError(errno.EDQUOT, "Quota exceeded"), "the disk of /c is full; free some space"),
+        (ValueError("a\x1b[2J\nb"), r"cannot fetch 'a/b' from https://h \(ValueError: a\[2J\);"),
+    ],
+)
+def test_what_the_disk_says(error: Exception, said: str) -> None:
+    job = Job("a/b", "main", None, "https://h", "/c")
+    assert re.match(said, explain(error, job))
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", denied)
-    with pytest.raises(CheckpointError, match="cannot write /cache/blobs; change its owner"):
+
+def test_a_cache_that_is_no_folder(
+    hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(CheckpointError, match=r"cannot fetch .* \(NotADirectoryError"):
         fetch(hub)
+
+
+@pytest.mark.parametrize(
+    "revision", ["../../x", "/etc", "a//b", "a\\b", "a b", "a\nb", "", "x" * 201]
+)
+def test_a_revision_is_a_name_of_git(hub: StandIn, revision: str) -> None:
+    with pytest.raises(OptionError, match="is no name of a branch, a tag or a commit"):
+        fetch(hub, revision=revision)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["huggingface.co", "file:///etc", "https://", "https://a b", "https://a:x", "https://a?b"],
+)
+def test_the_address_of_a_hub(hub: StandIn, endpoint: str) -> None:
+    with pytest.raises(OptionError, match=r"address must be such as https://huggingface.co, got"):
+        find(NAME, endpoint=endpoint)
 
 
 def test_every_message_is_one_line(hub: StandIn) -> None:
@@ -310,11 +340,13 @@ def test_every_message_is_one_line(hub: StandIn) -> None:
 def test_progress_is_drawn_unless_told_not_to(
     hub: StandIn, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    huggingface_hub.utils.enable_progress_bars()  # a test beside may have had transformers be quiet
     fetch(hub)
     assert capfd.readouterr().err == ""
+    hub.add(NAME, FILES | {"model.safetensors": bytes(500_000)})
     find(NAME, endpoint=hub.url)
-    assert "Fetching 4 files" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "fetching acme/tiny-gemma" in told and "100%" in told
+    assert find(NAME, endpoint=hub.url) and capfd.readouterr().err == ""  # it was there
 
 
 def test_the_switches_of_the_library(hub: StandIn, tmp_path: Path) -> None:

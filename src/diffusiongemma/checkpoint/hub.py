@@ -1,23 +1,21 @@
 """From the name of a model to a folder on this disk: a folder as it is, or files from the hub.
 
-Knows the Hugging Face hub and its cache. Does not know what is inside the files. Only safetensors,
-JSON and chat templates are fetched: a pickle can run code when it is opened, so none is ever asked
-for. The library's own switches keep their meaning: HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE.
+Knows names of models and the Hugging Face hub's cache; `fetch` knows how files come there. Does not
+know what is inside the files. The library's own switches keep their meaning: HF_ENDPOINT, HF_HOME,
+HF_TOKEN, HF_HUB_OFFLINE.
 """
 
-import errno
 import os
 import re
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
+from diffusiongemma.checkpoint.fetch import Job, fetch, snapshot
 from diffusiongemma.core.atomic import left_whole
 from diffusiongemma.core.errors import CheckpointError, OptionError
 
-FILES = ("*.safetensors", "*.json", "*.jinja")
-TOKEN_HELP = "pass token=..., set HF_TOKEN, or run `hf auth login`"
-
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+_REVISION = re.compile(r"[^\x00-\x20~^:?*\[\\\x7f]{1,200}")
 _HUB_ID = re.compile(rf"{_PART}/{_PART}")
 
 
@@ -39,7 +37,9 @@ def find(
     """The folder that holds a checkpoint, fetched first when it is named by a hub id.
 
     A download that breaks off is taken up where it stopped; one that is killed starts over with
-    the file it was in, and keeps the files before it.
+    the file it was in, and keeps the files before it. A hub that sends less than 64 KB in a minute
+    while it is waited for is given up, and so is one that answers what no hub should, or other
+    bytes than it promised. The token goes to the hub alone.
 
     Args:
         model: a folder, or a hub id such as `google/diffusiongemma-26B-A4B-it`. An existing folder
@@ -95,64 +95,62 @@ def _fetch(
     endpoint: str | None,
 ) -> Path:
     # Imported late: it is half a second that `--help` and local folders need not pay.
-    import huggingface_hub
-    from huggingface_hub import constants, errors
+    from huggingface_hub import constants, get_token
 
     if offline is False and constants.HF_HUB_OFFLINE:
         raise OptionError("offline=False was given, but HF_HUB_OFFLINE is set; unset it first")
-    # The transport below the library has changed its name twice; its base error is this one's base.
-    transport_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
-    hub = (endpoint or constants.ENDPOINT).rstrip("/")
-    bars: dict[str, Any] = {} if progress else {"tqdm_class": _no_bars()}
-    try:
-        folder = huggingface_hub.snapshot_download(
-            model,
-            revision=revision,
-            token=token,
-            local_files_only=bool(offline),
-            endpoint=endpoint,
-            allow_patterns=list(FILES),
-            **bars,
+    if revision is not None and not _is_revision(revision):
+        raise OptionError(f"revision {revision!r} is no name of a branch, a tag or a commit")
+    if token is None and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        token = get_token()
+    job = Job(
+        model=model,
+        revision=revision or constants.DEFAULT_REVISION,
+        token=token,
+        hub=_address(endpoint or constants.ENDPOINT),
+        cache=str(Path(constants.HF_HUB_CACHE).expanduser().resolve()),
+    )
+    if offline or constants.HF_HUB_OFFLINE:
+        folder = Path(snapshot(job, local=True))
+    else:
+        folder = Path(fetch(job, progress=progress))
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{job.hub}/{model} has no config.json; give a model in the hub's layout"
         )
-    except (OSError, ValueError, transport_error) as error:
-        raise CheckpointError(_explain(error, model, revision or "main", hub)) from error
-    if not Path(folder, "config.json").is_file():
-        raise CheckpointError(f"{hub}/{model} has no config.json; give a model in the hub's layout")
-    return Path(folder)
+    _check_inside(folder, job)
+    return folder
 
 
-def _explain(error: BaseException, model: str, revision: str, hub: str) -> str:
-    """One sentence for what the library raised: what happened, and what to do."""
-    from huggingface_hub import constants, errors
-
-    where = constants.HF_HUB_CACHE
-    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-    if isinstance(error, errors.GatedRepoError):
-        return f"'{model}' is gated; accept its terms at {hub}/{model}, then {TOKEN_HELP}"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"{hub} shows no '{model}'; check the name, or, if it is private, {TOKEN_HELP}"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"'{model}' has no revision '{revision}'; give a branch, a tag or a full commit hash"
-    if status in (401, 403):
-        return f"{hub} refused the token for '{model}' ({status}); {TOKEN_HELP}"
-    if isinstance(error, errors.IncompleteSnapshotError):
-        return f"the cache holds only part of '{model}' at '{revision}'; load it once while online"
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        if error.__cause__ is None or isinstance(error.__cause__, errors.OfflineModeIsEnabled):
-            return f"'{model}' at '{revision}' is not in {where}; load it once while online"
-        error = error.__cause__
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk of {where} is full; free some space, or set HF_HOME to a larger disk"
-    if isinstance(error, PermissionError):
-        return f"cannot write {error.filename}; change its owner, or set HF_HOME to another folder"
-    reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(". :")
-    return f"cannot fetch '{model}' from {hub} ({reason}); check the network, then run again"
+def _is_revision(text: str) -> bool:
+    """Whether git would take it for a name; it becomes a path in the cache too."""
+    parts = text.split("/")
+    return _REVISION.fullmatch(text) is not None and not any(p in ("", ".", "..") for p in parts)
 
 
-def _no_bars() -> type:
-    from tqdm import tqdm
+def _address(endpoint: str) -> str:
+    try:
+        parts = urlsplit(endpoint)
+        plain = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+    except ValueError:
+        plain = False
+    if not plain or not endpoint.isprintable() or set(endpoint) & set(" ?#"):
+        raise OptionError(
+            f"the hub's address must be such as https://huggingface.co, got {endpoint!r}; check"
+            " endpoint and HF_ENDPOINT"
+        )
+    return endpoint.rstrip("/")
 
-    def start(self: tqdm, *args: Any, **options: Any) -> None:
-        tqdm.__init__(self, *args, **(options | {"disable": True}))
 
-    return type("NoBars", (tqdm,), {"__init__": start})
+def _check_inside(folder: Path, job: Job) -> None:
+    """Everything of a snapshot is a file of the model's own, wherever links in it lead."""
+    places = [os.path.realpath(place) for place in (job.cache, job.storage)]
+    for path in (folder, *folder.rglob("*")):
+        real = os.path.realpath(path)
+        inside = any(os.path.commonpath((place, real)) == place for place in places)
+        linked = path.is_dir() and path.is_symlink()
+        if linked or not inside or not (path.is_dir() or path.is_file()):
+            raise CheckpointError(
+                f"{path} in the cache is no file of '{job.model}', it leads to {real}; remove"
+                f" {job.storage} and fetch it again"
+            )
