@@ -162,6 +162,20 @@ def test_the_usual_limit_is_a_second_of_processor_time() -> None:
         Template(ENDLESS[0]).render(GIVEN)
 
 
+@pytest.mark.parametrize(
+    ("bomb", "limit"),
+    [
+        (LONG[0], "128 MB of memory"),
+        (GROWING[1], "128 MB of memory"),
+        (ENDLESS[0], r"0\.2 seconds of processor time"),
+        (GROWING[-1], r"26\d{4} characters"),
+    ],
+)
+def test_the_limit_is_named(bomb: str, limit: str) -> None:
+    with pytest.raises(CheckpointError, match=f"the chat template was stopped at {limit}; check"):
+        Template(bomb, limits=SMALL).render(GIVEN)
+
+
 def test_a_source_as_long_as_no_template() -> None:
     with pytest.raises(CheckpointError, match="has 262145 characters, and at most 262144 are"):
         Template("a" * 262145)

@@ -324,7 +324,7 @@ def test_an_embedded_python_has_one_beside_its_library(
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ("#!/bin/sh\nexit 3\n", "does not run as Python (status 3)"),
+        ("#!/bin/sh\nexit 3\n", "ends at once (status 3)"),
         ("#!/nowhere/at/all\n", "does not start (No such file or directory)"),
     ],
 )
@@ -336,6 +336,20 @@ def test_a_python_that_is_none(
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     assert cage.place() == f"in this process, without limits: '{python}' {why}"
+
+
+def test_one_that_is_killed_as_it_starts(
+    fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A machine without memory may do so now and not later: no reason to go without limits."""
+    python = tmp_path / "python3"
+    python.write_text("#!/bin/sh\nkill -9 $$\n")
+    python.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(python))
+        with pytest.raises(DeviceError, match=r"was ended by signal 9 as it started.*Try again"):
+            made("x").render({})
+    assert made("x").render({}) == ("text", "x")
 
 
 def test_a_packed_program(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:

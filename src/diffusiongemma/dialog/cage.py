@@ -243,8 +243,13 @@ class _Process:
         seconds = limits.seconds + _PER_LETTER * len(source)
         first = {"source": source, "seconds": seconds, "megabytes": limits.megabytes}
         kind, said = self.ask(json.dumps(first), 0)
+        if said.startswith("signal"):
+            raise DeviceError(
+                f"the process for chat templates was ended by {said} as it started; has this "
+                "machine memory left? Try again"
+            )
         if kind != "hello":
-            raise _NoPythonError(f"'{command[0]}' does not run as Python ({said or kind})")
+            raise _NoPythonError(f"'{command[0]}' ends at once ({said})")
         self.limits = set(said.split())
         self.compiled = _plain(self._hear(0), seconds, limits.megabytes, 0)
         if self.compiled[0] == "stopped":

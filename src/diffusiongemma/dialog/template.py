@@ -102,7 +102,7 @@ class Template:
         )
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=4)  # each with its idle processes
 def _cage(source: str, limits: Limits) -> Cage:
     return Cage(source, limits)
 
