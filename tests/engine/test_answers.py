@@ -316,7 +316,7 @@ def test_many_seeds_need_as_many_prompts(speaks_ids: dg.Gemma) -> None:
     ],
 )
 def test_ids_in_every_shape(speaks_ids: dg.Gemma, prompt) -> None:
-    from diffusiongemma.engine.trace import record
+    from diffusiongemma.engine.recorder import record
 
     reply = speaks_ids.generate(prompt, seed=3, max_new_tokens=8, **QUICK)
     options = {"seed": np.uint64(3), "max_new_tokens": np.int64(8)}

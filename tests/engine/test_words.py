@@ -147,10 +147,10 @@ def test_a_conversation_that_is_left_keeps_such_a_thought_as_one(speaks_words: G
 
 
 def test_a_traced_thought_comes_back(speaks_words: Gemma, tmp_path) -> None:
-    from diffusiongemma.engine import trace, trace_file
+    from diffusiongemma.engine import recorder, trace_file
 
     with dictating(speaks_words, "so\n<channel|>It is 7."):
-        made = trace.record(speaks_words, [*ASKED, ANSWER], seed=1, think=True)
+        made = recorder.record(speaks_words, [*ASKED, ANSWER], seed=1, think=True)
     again = trace_file.read(trace_file.write(made, tmp_path / "run.jsonl"))
     assert again == made and again.finished.reply.thought == "so"
     assert streamed(list(again.events)) == ("It is 7.", "so")
