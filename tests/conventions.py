@@ -120,10 +120,8 @@ def prints(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call) or ast.unparse(node.func) not in _PRINTS:
             continue
-        # A constant, or a name that is written as one is.
-        if not all(
-            isinstance(one, ast.Constant) or ast.unparse(one).isupper() for one in node.args
-        ):
+        fixed = (isinstance(one, ast.Constant) or ast.unparse(one).isupper() for one in node.args)
+        if not all(fixed):
             yield f"{node.lineno}: {ast.unparse(node.func)}(); use cli/output.py"
 
 

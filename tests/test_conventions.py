@@ -46,7 +46,7 @@ def _function(lines: int) -> str:
         ("unsafe_calls", "safetensors.torch.load(x)", "torch.load(x)"),
         ("raises", "raise InputError('x')", "raise ValueError('x')"),
         ("raises", "raise", "raise RuntimeError"),
-        ("prints", "print('> ', end='')", "print(name)"),
+        ("prints", "print('> ', end='')\nprint(PROMPT)", "print(name)"),
         ("prints", "say(name)", "sys.stderr.write(f'{name}')"),
         ("shapes", "x_BL = 1", "x_BZ = 1"),
         ("shapes", "x_P2 = 1", "for x_Q2 in y: pass"),

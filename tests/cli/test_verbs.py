@@ -23,6 +23,8 @@ Refused = Callable[..., str]
         ("--model=FOLDER --t-max 0.5 evaluate --count 3", "evaluate",
          "--model=FOLDER --t-max 0.5 --count 3"),
         ("-o t_max 0.5 chat", "chat", "-o t_max=0.5"),
+        ("-c chat", "chat", "-c"),
+        ("chat -c FILE", "chat", "-c FILE"),
         ("-s chat hello", "run", "-s chat hello"),
         ("-i doctor", "run", "-i doctor"),
         ("run doctor", "run", "doctor"),

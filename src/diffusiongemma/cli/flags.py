@@ -125,11 +125,9 @@ def takes_value(flag: str) -> bool:
     if not flag.startswith("-") or (not flag.startswith("--") and flag not in _SHORT):
         return False
     found = FLAGS.get(name)
-    return (
-        name.replace("-", "_") in HELP
-        if found is None
-        else bool(found.metavar) and not found.optional
-    )
+    if found is None:
+        return name.replace("-", "_") in HELP
+    return found.metavar is not None and not found.optional
 
 
 def settled(words: Sequence[str]) -> list[str]:
@@ -170,13 +168,13 @@ def _refuse(word: str, following: str) -> None:
     flag, equals, value = word.partition("=")
     if flag in GONE:
         raise OptionError(f"there is no {flag} any more; write {GONE[flag]}")
-    is_switch = flag.startswith("--") and flag[2:] in FLAGS and not takes_value(flag)
+    known = FLAGS.get(flag[2:]) if flag.startswith("--") else None
     file = following if word == "--json" and _FILE.fullmatch(following) else None
     if flag == "--json" and (equals or file):
         raise OptionError(
             f"--json is a switch and prints on standard output; for a file: --out {file or value}"
         )
-    if is_switch and equals:
+    if known is not None and known.metavar is None and equals:
         raise OptionError(f"{flag} is a switch and takes no value, got '{value}'; omit it")
     if word in ("-o", "--option") and not re.fullmatch(r"[\w-]*(=.*)?", following, re.DOTALL):
         raise OptionError(
