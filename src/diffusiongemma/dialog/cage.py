@@ -34,9 +34,10 @@ Answer = tuple[str, str]
 
 # Processor time beyond `Limits.seconds`, five and more times what was met on one core of an EPYC:
 # 0.4 us for each pair of messages in a template that looks over the whole history at each of them
-# (2 us where `caged.py` cannot shorten that), 0.3 us for a byte, 8 us to compile a letter.
+# (2 us where `caged.py` cannot shorten that), 1.6 us for a byte of deep arguments, 4 us to compile
+# a letter.
 _PER_PAIR = 1e-5
-_PER_BYTE = 5e-6
+_PER_BYTE = 8e-6
 _PER_LETTER = 2e-5
 # A template writes what it was given and marks around it.
 _LETTERS, _LETTERS_PER_BYTE = 1 << 18, 16
