@@ -1,6 +1,6 @@
 """Which share of its tokens each expert of a model gets, layer by layer, as a Markdown table.
 
-    python recipes/expert_load.py [FOLDER]        the small model inside the package if omitted
+    python recipes/expert_load.py FOLDER        of a model whose words know tools and thoughts
 
 Tokens are those of the training tasks, prompts, canvases under noise, and answers.
 """
@@ -8,7 +8,7 @@ Tokens are those of the training tasks, prompts, canvases under noise, and answe
 import sys
 
 import torch
-from small import PARTS, source
+from edition import source
 
 import diffusiongemma as dg
 from diffusiongemma.train.balance import Watch
@@ -23,12 +23,11 @@ def main() -> None:
     gemma = dg.load(*sys.argv[1:2], dtype="float32")
     assert gemma.chat is not None
     gemma.model.requires_grad_(True)  # the watch notes passes that could be learned from
-    feed, dice = source(gemma.chat, BATCH, PARTS["first"]), torch.Generator().manual_seed(1)
+    # Far beyond the steps that a training run takes.
+    feed, dice = source(gemma.chat, BATCH, first=10**8), torch.Generator().manual_seed(1)
     total: list[torch.Tensor] = []
     for number in range(BATCHES):
-        # Far beyond the numbers that the training run has used.
-        first = 10**9 + number * BATCH
-        examples = [feed(first + n) for n in range(BATCH)]
+        examples = [feed(number * BATCH + n) for n in range(BATCH)]
         batch = pack(examples, gemma.model.config.canvas_length, eos=1, pad=0)
         with Watch(gemma.model) as watch:
             losses(gemma.model, batch, dice)

@@ -4,32 +4,36 @@ import json
 from pathlib import Path
 
 from cli_help import Call
+from diffusiongemma.evals.run import shapes_of
 
 
 def test_a_table_the_failures_and_every_answer(call: Call, tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
     quick = ["--count", "3", "--max-denoising-steps", "1", "--wrong", "2"]
-    done = call("evaluate", "--task", "addition", "--task", "sorting", *quick, "--out", file)
+    done = call("evaluate", "--task", "repair", "--task", "sudoku4x4", *quick, "--out", file)
     assert done.code == 0
     rows = [line for line in done.out.splitlines() if line.startswith("| ")]
-    assert [row.split(" | ")[0] for row in rows] == ["| task", "| addition", "| sorting"]
+    names = [row.split(" | ")[0].removeprefix("| ") for row in rows]
+    assert names[:4] == ["task", "repair", "sudoku4x4", "shape"]
+    assert set(names[4:]) == {f"{task.name}: {shape}" for task, shape in shapes_of(names[1:3])}
     records = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [record["task"] for record in records] == ["addition"] * 3 + ["sorting"] * 3
+    assert [record["task"] for record in records] == ["repair"] * 21 + ["sudoku4x4"] * 27
     assert all(record["steps"] == [1] * len(record["steps"]) for record in records)
     wrong = [r for r in records if not r["right"]]
     assert done.out.count("expected ") == sum(
-        min(2, sum(r["task"] == name for r in wrong)) for name in ("addition", "sorting")
+        min(2, sum(r["task"] == name for r in wrong)) for name in ("repair", "sudoku4x4")
     )
     assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]
 
 
 def test_the_table_may_be_data(call: Call) -> None:
-    words = ["evaluate", "--task", "addition", "--count", "3", "--max-denoising-steps", "1"]
+    words = ["evaluate", "--task", "extraction", "--count", "3", "--max-denoising-steps", "1"]
     found = json.loads(call(*words, "--json", "--wrong", "2").out)
-    (row,) = found["tasks"]
-    assert (row["task"], row["problems"], row["steps_per_canvas"]) == ("addition", 3, 1.0)
-    assert len(found["failures"]) == min(2, 3 - row["right"])
-    assert f"| addition | 3 | {100 * row['right'] / 3:.1f} % |" in call(*words).out
+    (row,), shapes = found["tasks"], found["shapes"]
+    assert (row["task"], row["problems"], row["steps_per_canvas"]) == ("extraction", 15, 1.0)
+    assert len(shapes) == 5 and sum(shape["right"] for shape in shapes) == row["right"]
+    assert len(found["failures"]) == min(2, 15 - row["right"])
+    assert f"| extraction | 15 | {100 * row['right'] / 15:.1f} % |" in call(*words).out
 
 
 def test_the_same_seed_gives_the_same_table(call: Call) -> None:

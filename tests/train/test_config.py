@@ -45,6 +45,7 @@ REFUSED = {
     "lr_end": ("-0.1, 1.1", "from 0 to 1"),
     "ema": ("-0.1, 1.5", "from 0 to 1"),
     "conditioned": ("-0.1, 2", "from 0 to 1"),
+    "prompt_weight": ("-0.1, 2", "from 0 to 1"),
     "betas": ("2, (0.9, 1.0), (0.9,), (0.9, 0.9, 0.9), (-0.1, 0.9)", "two numbers from 0 to below"),
 }
 ALWAYS = "math.nan, np.float32('nan'), None, True, np.True_, '1', [], 1j, (math.nan, 0.9)"

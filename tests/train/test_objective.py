@@ -52,7 +52,9 @@ def test_canvases_begin_where_the_answer_begins() -> None:
     assert torch.equal(canvases[0, 0], batch.clean_BT[0, 3:7])
     assert torch.equal(canvases[0, 1], batch.clean_BT[0, 7:11])
     assert torch.equal(canvases[1, 0], batch.clean_BT[1, 5:9])
-    assert batch.read_BT().sum(1).tolist() == [10, 8]  # all but the last of 11 and of 9
+    assert batch.next_BT().sum(1).tolist() == [10, 8]  # all but the last of 11 and of 9
+    assert batch.next_BT(0.5)[0].tolist() == [0.5, 0.5, *[1] * 8, 0, 0, 0]
+    assert batch.next_BT(0.0)[1].tolist() == [*[0] * 4, *[1] * 4, *[0] * 5]
 
 
 def test_the_loss_is_its_formula() -> None:
@@ -79,6 +81,16 @@ def test_the_loss_is_its_formula() -> None:
     torch.testing.assert_close(found.encoder, torch.stack(encoder).mean())
     torch.testing.assert_close(found.total, found.denoiser + found.encoder)
     assert found.tokens == 12 + 18
+    answers = losses(
+        network, batch, torch.Generator().manual_seed(9), conditioned=0.0, prompt_weight=0.0
+    )
+    alone = []
+    for row, (start, end) in enumerate(((3, 11), (5, 9))):
+        ids = batch.clean_BT[row : row + 1, :end]
+        said = network.logits(network.encode(network.embed(ids), network.context()))[0, :-1]
+        alone.append(F.cross_entropy(said[start - 1 :], ids[0, start:]))
+    torch.testing.assert_close(answers.encoder, torch.stack(alone).mean())
+    torch.testing.assert_close(answers.denoiser, found.denoiser)
 
 
 def test_padding_has_no_say() -> None:

@@ -5,24 +5,66 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 import diffusiongemma as dg
 from cli_help import ENVIRONMENT, ROOT
 
+sys.path.append(str(ROOT / "recipes"))
+import edition
 
-def test_the_small_model_s_recipe(tmp_path: Path) -> None:
-    few = ["steps=2", "batch=2", "save_every=1", "log_every=1"]
-    words = [str(tmp_path), "--threads", "1", "--set", *few]
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "recipes" / "small.py"), *words],
+        [sys.executable, str(ROOT / "recipes" / "edition.py"), str(folder), *words],
         capture_output=True, text=True, env=ENVIRONMENT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("Sudoku: ") == 2, "samples after each checkpoint"
-    log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    return done
+
+
+def test_the_small_model_s_recipe(tmp_path: Path) -> None:
+    few = ["--set", "steps=2", "batch=2", "save_every=1", "log_every=1"]
+    run(tmp_path / "one", "--look", "9", *few)
+    log = [
+        json.loads(line) for line in (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in log] == [1, 2]
     assert all(abs(sum(layer) - 1) < 0.01 for layer in log[-1]["expert_share"])
-    shipped, made = dg.load(), dg.load(tmp_path / "model")
-    assert made.model.config == shipped.model.config and made.eos == shipped.eos
+    shipped, made = dg.load(), dg.load(tmp_path / "one" / "model")
     assert made.chat is not None and shipped.chat is not None
     turns = [{"role": "user", "content": "Sort: 3 1 2"}]
     assert made.chat.render(turns).ids == shipped.chat.render(turns).ids
+    # A later sitting goes on from what was written, with other examples.
+    run(tmp_path / "two", "--start", str(tmp_path / "one" / "model"), "--from-step", "2", *few)
+    assert len(dg.load(tmp_path / "two" / "model").model.blocks) == len(made.model.blocks)
+
+
+@torch.no_grad()
+def test_growing_changes_nothing_at_first() -> None:
+    old = dg.load(dtype="float32").model
+    new = edition.grown(old, seed=1)
+    assert len(new.blocks) > len(old.blocks)
+    ids = torch.randint(19, 279, (1, 50), generator=torch.Generator().manual_seed(1))
+    seen = []
+    for model in (old, new):
+        context = model.context()
+        model.encode(model.embed(ids), context)
+        seen.append(model.logits(model.denoise(ids[:, :32], None, context)))
+    torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-4)
+
+
+def test_examples_teach_calls_thoughts_and_answers(tmp_path: Path) -> None:
+    edition.write_words(tmp_path)
+    tokenizer = edition.words.Tokenizer.from_folder(tmp_path)
+    chat = edition.Chat.from_folder(tmp_path, tokenizer, edition.SpecialIds(eos_token_id=(1, 5)))
+    feed = edition.source(chat, 4, 0)
+    seen = [feed(number) for number in range(4 * 32)]
+    assert [e.answer for e in seen] == [feed(number).answer for number in range(4 * 32)]
+    texts = [tokenizer.decode(e.answer, special=True) for e in seen]
+    assert all(text.endswith(("<turn|>", "<|tool_response>")) for text in texts)
+    assert any(text.startswith("<|channel>thought\n") for text in texts)
+    calls = [e for e, text in zip(seen, texts, strict=True) if text.startswith("<|tool_call>")]
+    (call,) = chat.parse(calls[0].answer).tool_calls
+    assert call.arguments and call.name in tokenizer.decode(calls[0].prompt, special=True)
+    assert max(len(e.prompt) + len(e.answer) for e in seen) < 512

@@ -103,7 +103,7 @@ def answers(
     records: list[list[Record]] = []
     for name, gemma in zip(("before", "after"), pair, strict=True):
         tell(f"answers {name}")
-        records.append(list(evaluate(gemma, list(TASKS), count, batch=_BATCH)))
+        records.append(list(evaluate(gemma, list(TASKS), count, by_shape=False, batch=_BATCH)))
     found = []
     for task in (*TASKS, "all"):
         one, two = ([r for r in side if task in (r.task, "all")] for side in records)

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from diffusiongemma.evals.run import Record
 
 USAGE = "diffusiongemma evaluate [-m FOLDER] [options]"
-ABOUT = "Ask problems that no training has seen, score the answers exactly, print a table."
+ABOUT = "Ask problems that no training has seen, score the answers exactly, print tables."
 AFTER = """\
 examples:
-  diffusiongemma evaluate                                the table of the small model's card
+  diffusiongemma evaluate                                some problems of every shape
+  diffusiongemma evaluate --count 400                    the tables of the small model's card
   diffusiongemma evaluate --task sorting --count 100 --wrong 5
   diffusiongemma evaluate -m FOLDER --out answers.jsonl
 """
@@ -31,7 +32,7 @@ def parser() -> Parser:
     add_opened_model(made)
     asked = made.add_argument_group("the problems")
     take(asked, "task", many=True, choices=tuple(TASKS), usual="all")
-    take(asked, "count", default=2000, least=1)
+    take(asked, "count", default=50, least=1, more="'s shape")
     take(asked, "seed", default=0, more=" and problems")
     take(asked, "batch", default=64)
     shown = made.add_argument_group("what is shown and written")
@@ -48,17 +49,20 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         check_writable(args.out)
 
-    from diffusiongemma.evals.report import rows, table
+    from diffusiongemma.evals.report import rows, shapes, table
 
     records = _asked(args)
-    found, failures = rows(records), _failures(records, args.wrong)
+    found, parts, failures = rows(records), shapes(records), _failures(records, args.wrong)
     if args.json:
-        report: dict[str, Any] = {"tasks": [asdict(row) for row in found]}
+        report: dict[str, Any] = {
+            "tasks": [asdict(row) for row in found],
+            "shapes": [asdict(row) for row in parts],
+        }
         if args.wrong:
             report["failures"] = [asdict(record) for record in failures]
         give(as_json(report, indent=2))
     else:
-        say(table(found))
+        say(f"{table(found)}\n\n{table(parts)}")
         for record in failures:
             say(f"\n{record.task}: {record.prompt}\n  expected {record.expected}")
             say(f"  got      {record.text}")
@@ -70,11 +74,12 @@ def run(args: argparse.Namespace) -> int:
 def _asked(args: argparse.Namespace) -> list["Record"]:
     from tqdm import tqdm
 
-    from diffusiongemma.evals.run import evaluate
+    from diffusiongemma.evals.run import evaluate, shapes_of
 
     names = list(dict.fromkeys(args.task)) or list(TASKS)
+    most = len(shapes_of(names)) * args.count  # some shapes have fewer
     gemma = open_model(args)
-    with tqdm(total=len(names) * args.count, unit="problem", disable=None, leave=False) as bar:
+    with tqdm(total=most, unit="problem", disable=None, leave=False) as bar:
         records: list[Record] = []
         found = evaluate(
             gemma, names, args.count, seed=args.seed, batch=args.batch, **args.sampling

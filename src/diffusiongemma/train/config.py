@@ -13,7 +13,7 @@ _WHOLE = {
     "warmup": (0, _MOST),
     "seed": (0, 2**64 - 1),
 }
-_SHARES = ("lr_end", "ema", "conditioned")
+_SHARES = ("lr_end", "ema", "conditioned", "prompt_weight")
 _POSITIVE = ("lr", "clip")
 
 
@@ -36,6 +36,7 @@ class TrainConfig:
         ema: decay of the averaged weights, which are the ones that are kept.
         conditioned: share of examples that are self-conditioned.
         encoder_weight: of the encoder's next-token loss.
+        prompt_weight: of a prompt's tokens in that loss, where an answer's have 1.
         balance: of the loss that keeps experts evenly used (Fedus et al. 2021, Switch, eq. 4).
         seed: of weights, data, noise and coins.
         save_every: steps between checkpoints.
@@ -57,6 +58,7 @@ class TrainConfig:
     ema: float = 0.999
     conditioned: float = 0.5
     encoder_weight: float = 1.0
+    prompt_weight: float = 1.0
     balance: float = 0.01
     seed: int = 0
     save_every: int = 500

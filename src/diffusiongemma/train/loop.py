@@ -137,6 +137,7 @@ def _step(run: Run, batch: Batch, config: TrainConfig) -> _Found:
             run.dice,
             conditioned=config.conditioned,
             encoder_weight=config.encoder_weight,
+            prompt_weight=config.prompt_weight,
         )
         balance = watch.balance()
         (found.total + config.balance * balance).backward()

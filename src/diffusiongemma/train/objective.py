@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diffusiongemma.diffusion.noise import corrupt
@@ -48,11 +48,15 @@ class Batch:
         places = torch.tensor(self.starts, device=self.clean_BT.device)[:, None] + across
         return self.clean_BT.gather(1, places).view(len(self.starts), canvases, self.width)
 
-    def read_BT(self) -> Bool[Tensor, "B T"]:
-        """True for tokens of the example whose next token is of the example too."""
-        ends = torch.tensor(self.starts, device=self.clean_BT.device)
-        ends = ends + self.canvas_BK.sum(1) * self.width
-        return torch.arange(self.clean_BT.shape[1], device=ends.device) < ends[:, None] - 1
+    def next_BT(self, prompt: float = 1.0) -> Float[Tensor, "B T"]:
+        """How much each token's next one counts: `prompt` within the prompt, 1 in the answer, 0
+        where none of the example follows.
+        """
+        begins = torch.tensor(self.starts, device=self.clean_BT.device)[:, None]
+        ends = begins + self.canvas_BK.sum(1, keepdim=True) * self.width
+        follows = torch.arange(1, self.clean_BT.shape[1] + 1, device=ends.device)
+        weight_BT = torch.where(follows < begins, prompt, 1.0)
+        return torch.where(follows < ends, weight_BT, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +83,7 @@ def losses(
     *,
     conditioned: float = 0.5,
     encoder_weight: float = 1.0,
+    prompt_weight: float = 1.0,
 ) -> Losses:
     """The loss of a batch.
 
@@ -88,6 +93,8 @@ def losses(
         dice: decides noise levels, noise, and who is conditioned.
         conditioned: share of the examples that are self-conditioned.
         encoder_weight: of the encoder's part.
+        prompt_weight: of a prompt's tokens in the encoder's part, where an answer's have 1. Tokens
+            of prompts drawn at random cannot be foretold.
     """
     clean_BKL = batch.canvases()
     level_BK = torch.rand(batch.canvas_BK.shape, generator=dice, device=clean_BKL.device)
@@ -96,15 +103,15 @@ def losses(
     soft_BKLD = _condition(model, batch, noised_BKL, coin_B)
     read_BTD, drafted_BKLD = joint(model, batch.clean_BT, noised_BKL, batch.starts, soft_BKLD)
     seen_BKL = batch.canvas_BK[..., None].expand_as(clean_BKL)
-    denoiser = _mean_error(model, drafted_BKLD, clean_BKL, seen_BKL)
+    denoiser = _mean_error(model, drafted_BKLD, clean_BKL, seen_BKL.float())
     next_BT = batch.clean_BT.roll(-1, dims=1)
-    read_BT = batch.read_BT()
-    encoder = _mean_error(model, read_BTD, next_BT, read_BT)
+    weight_BT = batch.next_BT(prompt_weight)
+    encoder = _mean_error(model, read_BTD, next_BT, weight_BT)
     return Losses(
         total=denoiser + encoder_weight * encoder,
         denoiser=denoiser.detach(),
         encoder=encoder.detach(),
-        tokens=int(seen_BKL.sum() + read_BT.sum()),
+        tokens=int(seen_BKL.sum() + (weight_BT > 0).sum()),
     )
 
 
@@ -125,11 +132,12 @@ def _condition(
     return soft_BKLD
 
 
-def _mean_error(model: DiffusionGemma, hidden: Tensor, wanted: Tensor, counts: Tensor) -> Tensor:
-    """Cross-entropy: mean over an example's counted positions, then over examples."""
+def _mean_error(model: DiffusionGemma, hidden: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+    """Cross-entropy: weighted mean over an example's positions, then mean over examples."""
     error = wanted.new_zeros(wanted.shape, dtype=torch.float32)
-    # Only counted positions meet the vocabulary, which is the expensive part.
+    # Only positions that count meet the vocabulary, which is the expensive part.
+    counts = weight > 0
     picked = model.logits(hidden[counts][None])[0]
     error = error.masked_scatter(counts, F.cross_entropy(picked, wanted[counts], reduction="none"))
-    per_example = error.flatten(1).sum(1) / counts.flatten(1).sum(1).clamp(min=1)
-    return per_example.mean()
+    total = weight.flatten(1).sum(1)
+    return ((error * weight).flatten(1).sum(1) / total.clamp(min=1e-9)).mean()

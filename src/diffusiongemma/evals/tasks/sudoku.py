@@ -12,31 +12,42 @@ Grid = list[int]  # row by row; 0 is blank
 class Sudoku:
     """`Sudoku: 1..4 ..2. .1.. 4..1`, answered row by row."""
 
+    unseen: tuple[str, ...] = ()
+
     def __init__(self, size: int, clues: tuple[int, int]) -> None:
         """Puzzles of size x size.
 
         Args:
             size: 4 or 9.
-            clues: least and most cells that are given.
+            clues: least and most cells that are given; each number of them is a shape.
         """
         self.size, self.clues = size, clues
         self.box = math.isqrt(size)
         self.name = f"sudoku{size}x{size}"
+        self._given = {f"{count} clues": count for count in range(clues[0], clues[1] + 1)}
+        self.shapes = tuple(self._given)
         self._peers = [self._peers_of(cell) for cell in range(size * size)]
 
-    def make(self, dice: random.Random) -> Problem:
+    def make(self, shape: str, dice: random.Random) -> Problem:
         """Cells are taken from a full grid while the solution stays the only one."""
-        full = self._full(dice)
-        puzzle, wanted = list(full), dice.randint(*self.clues)
-        cells = list(range(len(full)))
-        dice.shuffle(cells)
-        for cell in cells:
-            if sum(1 for digit in puzzle if digit) <= wanted:
+        wanted = self._given[shape]
+        while True:
+            full = self._full(dice)
+            puzzle = self._thinned(full, wanted, dice)
+            if sum(1 for digit in puzzle if digit) == wanted:
+                return Problem(f"Sudoku: {self._shown(puzzle)}", self._shown(full), shape)
+
+    def _thinned(self, full: Grid, wanted: int, dice: random.Random) -> Grid:
+        puzzle, left = list(full), len(full)
+        for cell in dice.sample(range(len(full)), len(full)):
+            if left == wanted:
                 break
             digit, puzzle[cell] = puzzle[cell], 0
             if self.solutions(puzzle, 2) > 1:
                 puzzle[cell] = digit
-        return Problem(f"Sudoku: {self._shown(puzzle)}", self._shown(full))
+            else:
+                left -= 1
+        return puzzle
 
     def right(self, problem: Problem, text: str) -> bool:
         """The solution, which is unique."""

@@ -1,0 +1,237 @@
+"""The small model's second edition: right on every shape, and able to think, call and choose.
+
+    python recipes/edition.py runs/edition --start src/diffusiongemma/small
+    python recipes/edition.py runs/later --start recipes/edition --from-step 9000
+
+The first grows the shipped weights (three layers and wider branches, which change nothing at first)
+and trains them on `evals.tasks.NEXT`. A later sitting goes on from the weights that the one before
+has left, with new problems, as the number of a step decides what it is shown.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusiongemma.checkpoint.save import save_model
+from diffusiongemma.core.device import choose
+from diffusiongemma.dialog import tokenizer as words
+from diffusiongemma.dialog.chat import Chat, SpecialIds
+from diffusiongemma.diffusion.config import SamplerConfig
+from diffusiongemma.engine.gemma import Gemma
+from diffusiongemma.engine.open import load
+from diffusiongemma.evals.run import Record, evaluate
+from diffusiongemma.evals.task import Problem, problems
+from diffusiongemma.evals.tasks import NEXT
+from diffusiongemma.model.config import LayerConfig, ModelConfig
+from diffusiongemma.model.init import initialise
+from diffusiongemma.model.model import DiffusionGemma
+from diffusiongemma.train.config import TrainConfig
+from diffusiongemma.train.data import Example, Source
+from diffusiongemma.train.live import Live
+from diffusiongemma.train.loop import train
+
+TEMPLATE = Path(__file__).parent / "words" / "chat_template.jinja"
+SHIPPED = Path(__file__).parent.parent / "src" / "diffusiongemma" / "small"
+EOS, PAD, ENDS = 1, 0, (1, 5)
+IMAGES = (16, 17, 18)
+SAMPLER = SamplerConfig(entropy_bound=0.001)
+
+# What the batches of sixteen steps are made of: problems of like length, to pad little.
+SHORT = {
+    "addition": 4, "subtraction": 6, "sorting": 6, "reversing": 2, "sudoku4x4": 3, "choices": 5,
+}  # fmt: skip
+ROUND: tuple[dict[str, int], ...] = (
+    *[SHORT] * 8, {"extraction": 2, "repair": 1}, {"extraction": 1, "repair": 1},
+    *[{"thinking": 1}] * 2, *[{"two turns": 1}] * 2, *[{"tool call": 1}] * 2,
+)  # fmt: skip
+ORDER = (0, 8, 1, 10, 2, 12, 3, 14, 4, 9, 5, 11, 6, 13, 7, 15)
+TALKS = 7  # of sixteen: the batch whose questions have another conversation before them
+
+
+def architecture(like: ModelConfig) -> ModelConfig:
+    """3.9 million parameters: nine layers, and branches one and a half times as wide."""
+    sliding = LayerConfig(sliding=True, head_dim=32, num_key_value_heads=2)
+    full = LayerConfig(sliding=False, head_dim=64, num_key_value_heads=1)
+    parts = {name: getattr(like, name) for name in like.__dataclass_fields__}
+    parts |= {"layers": (sliding, sliding, full) * 3}
+    return ModelConfig(**parts | {"intermediate_size": 192, "moe_intermediate_size": 96})
+
+
+@torch.no_grad()
+def grown(old: DiffusionGemma, seed: int) -> DiffusionGemma:
+    """A larger network that computes what the old one does.
+
+    The first three layers and the last three are the old one's six. Those between them are copies
+    of the last three whose outputs are scaled by zero; new channels of branches read at random and
+    write nothing.
+    """
+    new = initialise(DiffusionGemma(architecture(old.config)), seed)
+    places = {n: n if n < 3 else n + 3 for n in range(6)}
+    for number, place in [*places.items(), (3, 3), (4, 4), (5, 5)]:
+        _copy(old.blocks[number], new.blocks[place])
+    for number in (3, 4, 5):
+        block: Any = new.blocks[number]
+        block.after_attention.weight.zero_()
+        block.after_branches.weight.zero_()
+    for name in ("embedding", "norm", "self_conditioning"):
+        _copy(getattr(old, name), getattr(new, name))
+    return new
+
+
+def _copy(source: Any, target: Any) -> None:
+    """Weights into the beginning of larger ones; what is read by new channels goes nowhere."""
+    into = dict(target.named_parameters()) | dict(target.named_buffers())
+    for name, weight in (*source.named_parameters(), *source.named_buffers()):
+        slot = into[name]
+        if slot.shape == weight.shape:
+            slot.copy_(weight)
+        elif name.endswith("experts.gate_up"):  # gates, then ups
+            half, wide = weight.shape[1] // 2, slot.shape[1] // 2
+            slot[:, :half], slot[:, wide : wide + half] = weight[:, :half], weight[:, half:]
+        else:
+            if name.endswith(("down", "down.weight")):
+                slot.zero_()
+            slot[tuple(slice(size) for size in weight.shape)] = weight
+
+
+def write_words(folder: Path) -> None:
+    """The shipped tokenizer and the new template."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(SHIPPED / name, folder / name)
+    shutil.copy(TEMPLATE, folder / "chat_template.jinja")
+
+
+def source(chat: Chat, batch: int, first: int) -> Source:
+    """Examples by number; `first` is the step that this sitting begins with."""
+    mark = {name: chat.tokenizer.id(name) for name in _MARKS}
+
+    def problem(shares: dict[str, int], number: int | str) -> Problem:
+        dice = random.Random(f"edition {number}")
+        (name,) = dice.choices(list(shares), list(shares.values()))
+        return next(problems(NEXT[name], f"edition {number}", held=False))
+
+    def example(number: int) -> Example:
+        step, number = first + number // batch, first * batch + number
+        place = ORDER[step % len(ORDER)]
+        asked = problem(ROUND[place], number)
+        said = asked.messages()
+        if place == TALKS:
+            before = problem(SHORT, f"before {number}")
+            said = [*before.messages(), {"role": "assistant", "content": before.answer}, *said]
+        dice = random.Random(f"stage {number}")
+        ids = []
+        if asked.tool is not None and dice.random() < 0.6:
+            call = {"name": asked.tool.name, "arguments": dict(asked.tool.arguments)}
+            body = "".join(f'{k}:<|"|>{v}<|"|>' for k, v in call["arguments"].items())
+            text = f"<|tool_call>call:{call['name']}{{{body}}}<tool_call|>"
+            ids = [*chat.tokenizer.encode(text, special=True), mark["<|tool_response>"]]
+        else:
+            if asked.tool is not None:
+                said = [*said, *_used(asked)]
+            if asked.thought is not None:
+                text = f"<|channel>thought\n{asked.thought}\n<channel|>"
+                ids = chat.tokenizer.encode(text, special=True)
+            ids = [*ids, *chat.tokenizer.encode(asked.answer), mark["<turn|>"]]
+        prompt = chat.render(said, tools=asked.tools(), think=asked.thought is not None)
+        return Example(prompt.ids, ids)
+
+    return example
+
+
+_MARKS = ("<turn|>", "<|tool_response>")
+
+
+def _used(asked: Problem) -> list[dict[str, Any]]:
+    assert asked.tool is not None
+    function = {"name": asked.tool.name, "arguments": dict(asked.tool.arguments)}
+    return [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": function}],
+        },
+        {"role": "tool", "name": asked.tool.name, "content": asked.tool.result},
+    ]
+
+
+def gemma_of(model: DiffusionGemma, chat: Chat, folder: Path) -> Gemma:
+    """The network in training with its words."""
+    place = choose("cpu", "float32", "float32")
+    return Gemma(
+        model, chat=chat, sampler=SAMPLER, eos=frozenset((*ENDS, 13)), banned=list(IMAGES),
+        device=place, folder=folder,
+    )  # fmt: skip
+
+
+def write(model: DiffusionGemma, words_folder: Path, folder: Path) -> None:
+    """A Hugging Face folder."""
+    marks = {"bos_token_id": 2, "eos_token_id": list(ENDS), "pad_token_id": PAD}
+    extra = {"generation_config.json": SAMPLER.to_generation_config() | marks}
+    files = {file.name: file.read_bytes() for file in words_folder.iterdir()}
+    save_model(model, folder, extra=extra, files=files, overwrite=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Grow or go on, train, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--start", type=Path, default=SHIPPED, metavar="FOLDER")
+    parser.add_argument("--from-step", type=int, default=0, metavar="N", help="of the whole run")
+    parser.add_argument("--look", type=int, default=4, metavar="N", help="every Nth checkpoint")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args(argv)
+    torch.set_num_threads(given.threads)
+    changes = {name: json.loads(value) for name, value in (s.split("=", 1) for s in given.set)}
+    usual = {"steps": 9000, "batch": 16, "lr": 2e-3, "prompt_weight": 0.02, "save_every": 250}
+    config = TrainConfig(**(usual | changes))
+    write_words(given.folder / "words")
+    tokenizer = words.Tokenizer.from_folder(given.folder / "words")
+    assert tokenizer is not None
+    chat = Chat.from_folder(given.folder / "words", tokenizer, SpecialIds(eos_token_id=ENDS))
+    model = load(str(given.start), dtype="float32").model
+    if len(model.blocks) == 6:
+        model = grown(model, config.seed)
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{count:,} parameters; {config}", file=sys.stderr)
+    gemma = gemma_of(model, chat, given.folder)
+    looks = itertools.count(1)
+    with Live(config.steps) as live:
+
+        def look() -> None:
+            """What it can do by now, into `shapes.jsonl`; and the averaged weights."""
+            write(model, given.folder / "words", given.folder / "model")
+            number = next(looks)
+            if number % given.look == 0:
+                asked = evaluate(gemma, list(NEXT), 5, tasks=NEXT, max_new_tokens=128, batch=64)
+                _note(list(asked), given.folder / "shapes.jsonl", live.say)
+
+        feed = source(chat, config.batch, given.from_step)
+        train(*(model, feed, config, given.folder), eos=EOS, pad=PAD, report=live, sample=look)
+
+
+def _note(records: list[Record], file: Path, say: Callable[[str], None]) -> None:
+    right: dict[str, list[bool]] = {}
+    for record in records:
+        right.setdefault(f"{record.task}: {record.shape}", []).append(record.right)
+    shares = {shape: sum(found) / len(found) for shape, found in right.items()}
+    with file.open("a", encoding="utf-8") as out:
+        out.write(json.dumps(shares) + "\n")
+    by_task: dict[str, list[float]] = {}
+    for shape, share in shares.items():
+        by_task.setdefault(shape.split(":")[0], []).append(share)
+    told = [f"{task} {100 * sum(s) / len(s):.0f}" for task, s in by_task.items()]
+    say(f"  right, % (mean of shapes): {', '.join(told)}")
+
+
+if __name__ == "__main__":
+    main()
