@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from diffusiongemma.checkpoint.fetch import TOKEN_HELP
 from diffusiongemma.checkpoint.folder import CARD
 from diffusiongemma.checkpoint.hub import looks_like_hub_id
 from diffusiongemma.core.errors import CheckpointError, OptionError
 from diffusiongemma.core.log import warn_once
 
-_TOKEN_HELP = "pass token=..., set HF_TOKEN, or run `hf auth login`, with the right to write"
+_TOKEN_HELP = f"{TOKEN_HELP}, with the right to write"
 # What readers would take for weights of this checkpoint; anything else there is left alone.
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 
