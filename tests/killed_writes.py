@@ -108,8 +108,8 @@ def main(place: Path, case: str) -> None:
 
     for _ in moments(lambda: work(target), begin, place):
         found = {"there": content(target), "litter": len(list(place.iterdir())) - target.exists()}
-        if not target.exists() and (left := atomic.left_whole(target)):
-            found["left"] = content(left)
+        left = atomic.left_whole(target)
+        found["left"] = None if left is None else content(left)
         if target.exists() or new is not None:
             work(target)
         if new is None:

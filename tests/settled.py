@@ -26,11 +26,15 @@ class Settled:
         patch.setattr(os, "fsync", fsync)
         patch.setattr(atomic, "_put", put_and_note)
 
-    def check(self, target: Path, names: list[str]) -> None:
-        """All of a target's files were settled, then it was put there, and then its folder was."""
+    def check(self, target: Path, names: list[str], *others: Path) -> None:
+        """All of a target's files were settled, then it was put there, and then its folder was.
+
+        Others are files that had to be settled before too.
+        """
         at = len(self._notes) - 1 - self._notes[::-1].index(("put", target))
         before = [path for kind, path in self._notes[:at] if kind == "settled"]
         last = [path for path in before if ".partial" in str(path) and target.name in path.parts]
         found = {"/".join(path.parts[path.parts.index(target.name) + 1 :]) for path in last}
         assert found >= set(names), f"never settled: {set(names) - found}"
+        assert set(others) <= set(before)
         assert ("settled", target.parent) in self._notes[at:]

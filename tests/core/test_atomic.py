@@ -45,6 +45,7 @@ def test_killed_at_every_moment(case: str, tmp_path: Path) -> None:
     assert len(found) > 8
     for moment in found:
         assert moment["there"] in (old, new) or moment["left"] in (old, new)
+        assert moment["left"] in (None, old, new), "half deleted, it is never taken for whole"
         assert moment["litter"] <= 1
         assert moment["then"] == new, "the next write goes on as if nothing had been"
         assert moment["names"] == ([] if new is None else ["target"])
@@ -152,17 +153,17 @@ def test_many_writers_at_once(tmp_path: Path) -> None:
 
 def test_what_is_not_ours_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other names, links, files, and folders of other users."""
-    precious = tmp_path / "precious"
-    killed_writes.fill(precious, OLD)
-    place = tmp_path / "place"
+    place, elsewhere = tmp_path / "place", tmp_path / "elsewhere"
     place.mkdir()
+    elsewhere.mkdir()
+    precious = leftover(elsewhere, "part")
     (place / ".link.0badcafe.partial").symlink_to(precious)
     (place / ".file.0badcafe.partial").touch()
     (place / ".name.0badcafe").mkdir()
     (place / "name.0badcafe.partial").mkdir()
     before = sorted(place.iterdir())
     atomic.sweep(place, adopt=True)
-    assert sorted(place.iterdir()) == before and killed_writes.content(precious) == OLD
+    assert sorted(place.iterdir()) == before and (precious / "part" / "target" / "a").is_file()
     left = leftover(place, "part")
     user = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: user + 1)

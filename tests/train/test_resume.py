@@ -147,6 +147,7 @@ def test_no_bit_is_lost_without_a_word(folder: Path) -> None:
 
 def test_damage_is_named_and_the_one_before_goes_on(folder: Path, done: Path) -> None:
     last = folder / "step-00000004"
+    written = (last / "state.json").read_text()
     match = "step-00000004 is damaged: .*; remove it, and the run goes on from step-00000002"
     for spoil in (
         lambda: (last / "state.json").unlink(),
@@ -154,6 +155,7 @@ def test_damage_is_named_and_the_one_before_goes_on(folder: Path, done: Path) ->
         lambda: (last / "state.json").write_text("[" * 100_000),
         lambda: (last / "state.json").write_text("[]\n"),
         lambda: (last / "state.json").write_bytes(b"\xff"),
+        lambda: (last / "state.json").write_text(written.replace("{", "{ ", 1)),
         lambda: (last / "state.safetensors").write_bytes(b""),
         lambda: shutil.copy(folder / "step-00000002" / "state.json", last),
         lambda: shutil.copy(folder / "step-00000002" / "state.safetensors", last),
@@ -293,7 +295,8 @@ def test_the_log_is_the_unbroken_run_s(tail: bytes, folder: Path, done: Path) ->
 
 def test_all_of_it_is_on_the_disk_before_it_has_its_name(tmp_path: Path, settled: Settled) -> None:
     run(tmp_path, FEW)
-    settled.check(tmp_path / "step-00000004", ["", "state.json", "state.safetensors"])
+    files = ["", "state.json", "state.safetensors"]
+    settled.check(tmp_path / "step-00000004", files, tmp_path / "metrics.jsonl")
 
 
 def test_what_the_network_cannot_read_is_refused(tmp_path: Path) -> None:
