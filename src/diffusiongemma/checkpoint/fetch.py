@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from multiprocessing import spawn
 from pathlib import Path
@@ -228,7 +228,7 @@ class _Report:
         self._so_far()
         self._lock.acquire()  # for good
         with suppress(OSError):
-            print(json.dumps(said), file=self._out, flush=True)
+            self._write(said)
         self._sweep()
         os._exit(0)
 
@@ -257,7 +257,11 @@ class _Report:
         with self._lock, suppress(OSError):
             if promised and came != self._told:
                 self._told = came
-                print(json.dumps({"came": came, "promised": promised}), file=self._out, flush=True)
+                self._write({"came": came, "promised": promised})
+
+    def _write(self, said: Mapping[str, Any]) -> None:
+        self._out.write(json.dumps(said) + "\n")
+        self._out.flush()
 
     def _sweep(self) -> None:
         """Remove what this process was about to write: the files that it has open."""

@@ -68,12 +68,7 @@ def train(
         KeyboardInterrupt: Ctrl-C.
         SystemExit: SIGTERM or SIGHUP, with 128 + its number.
     """
-    longest = model.config.max_position_embeddings
-    if config.canvas_length >= longest:
-        raise OptionError(
-            f"canvas_length {config.canvas_length} leaves no room for a prompt in the context of "
-            f"this model, {longest}"
-        )
+    _check_room(model, config)
     with Stop() as stop, alone(folder):
         model.requires_grad_(True).train()
         dice = torch.Generator(device=model.device).manual_seed(config.seed)
@@ -97,6 +92,15 @@ def train(
         if stop.asked and found is not None:
             _keep(run, found, config, log)
     return run.average
+
+
+def _check_room(model: DiffusionGemma, config: TrainConfig) -> None:
+    longest = model.config.max_position_embeddings
+    if config.canvas_length >= longest:
+        raise OptionError(
+            f"canvas_length {config.canvas_length} leaves no room for a prompt in the context of "
+            f"this model, {longest}"
+        )
 
 
 def _shown(run: Run, sample: Callable[[], None]) -> None:
