@@ -65,8 +65,7 @@ def train(
             run is training in the folder.
         OptionError: canvases leave no room for a prompt.
         InputError: an example that the network cannot read.
-        KeyboardInterrupt: Ctrl-C.
-        SystemExit: SIGTERM or SIGHUP, with 128 + its number.
+        KeyboardInterrupt, SystemExit: Ctrl-C; SIGTERM or SIGHUP, with 128 + its number.
     """
     _check_room(model, config)
     with Stop() as stop, alone(folder):
@@ -76,11 +75,7 @@ def train(
         resume(run, config, folder)
         log, clock, found = _Log(folder, report, run.step), time.perf_counter(), None
         while run.step < config.steps and not stop.asked:
-            first = run.step * config.batch
-            examples = [source(first + n) for n in range(config.batch)]
-            batch = pack(examples, config.canvas_length, eos, pad)
-            check(batch, model.config)
-            found = _step(run, batch, config)
+            found = _step(run, _batch(run, source, config, eos, pad), config)
             now = time.perf_counter()
             log.add(found, config, now - clock)
             clock = now
@@ -92,6 +87,15 @@ def train(
         if stop.asked and found is not None:
             _keep(run, found, config, log)
     return run.average
+
+
+def _batch(run: Run, source: Source, config: TrainConfig, eos: int, pad: int) -> Batch:
+    """The next step's examples, looked at before they are learned."""
+    first = run.step * config.batch
+    examples = [source(first + n) for n in range(config.batch)]
+    batch = pack(examples, config.canvas_length, eos, pad)
+    check(batch, run.model.config)
+    return batch
 
 
 def _check_room(model: DiffusionGemma, config: TrainConfig) -> None:
