@@ -15,9 +15,12 @@ from settled import Settled
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is made
 
+# A shell starts background jobs with Ctrl-C ignored, and nohup so with SIGHUP. What is started from
+# there would ignore them too, and the tests send them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # So a shell starts what runs in its background, and all that is started from there.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)  # ours alone: a new program has the default
 
 
 @pytest.fixture
