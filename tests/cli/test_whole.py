@@ -1,17 +1,17 @@
 """The whole-size bench, rehearsed at toy size."""
 
-import gc
 import json
 import re
 import subprocess
-import weakref
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from cli_help import ENVIRONMENT
 from diffusiongemma.cli.main import main
-from diffusiongemma.cli.whole import account, check, network, run, twins
+from diffusiongemma.cli.whole import account, check, network, twins
 from diffusiongemma.model.count import parameters
 from diffusiongemma.model.model import DiffusionGemma
 
@@ -146,25 +146,32 @@ def test_a_step_is_kept_where_the_limits_failed(tmp_path, capsys, monkeypatch) -
     assert len((tmp_path / "toy-fp8.errors").read_text()) > 100_000
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
-def test_a_rival_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+RIVAL = """
+import gc, weakref
+import torch
+from diffusiongemma.cli.whole import run
+
+left, real = [], run.rival.sharing
+
+def watched(model):
+    theirs = real(model)
+    left.append(weakref.ref(theirs.model))
+    return theirs
+
+run.rival.sharing = watched
+gc.disable()  # or it may come by chance
+bench = run.Bench("toy", "bf16", torch.device("cpu"), None, alone=False, data=False)
+assert bench._rival("even", False)["step_seconds"] > 0
+print([one() is None for one in left])
+"""
+
+
+def test_a_rival_leaves_nothing_behind() -> None:
     """Its network is a circle of references around our weights."""
-    left: list[weakref.ref] = []
-    real = run.rival.sharing
-
-    def watched(model: DiffusionGemma):
-        theirs = real(model)
-        left.append(weakref.ref(theirs.model))
-        return theirs
-
-    monkeypatch.setattr(run.rival, "sharing", watched)
-    bench = run.Bench("toy", "bf16", torch.device("cpu"), None, alone=False)
-    gc.disable()  # or it may come by chance
-    try:
-        assert bench._rival("even", False)["step_seconds"] > 0
-        assert [one() for one in left] == [None]
-    finally:
-        gc.enable()
+    done = subprocess.run(
+        [sys.executable, "-c", RIVAL], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.stdout == "[True]\n", done.stdout + done.stderr
 
 
 def test_a_part_that_fails_does_not_end_the_others(tmp_path) -> None:
