@@ -17,7 +17,7 @@ ODD = {
     "fails at length": ("yes | head -c 300000 >&2; exit 1", "ended with 1: y"),
     "writes to a terminal": (
         r"printf '\033[2J\033]0;x\007error \342\200\256no\n'; exit 1",
-        "ended with 1:  [2J ]0;x error  no",
+        "ended with 1: \ufffd[2J\ufffd]0;x\ufffderror \ufffdno",
     ),
     "makes nothing": ("exit 0", "the compiler left no library; check CC"),
     "makes an empty file": (': > "$out"', "file too short"),
