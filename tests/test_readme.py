@@ -74,5 +74,5 @@ def test_command_lines_run(
         assert main([*words, *quick]) == 0
     said = capsys.readouterr().out
     assert re.search(r"^[\d ]+$", said, re.MULTILINE), "the sorted numbers"
-    assert "| addition | 1 |" in said and "torch" in said
+    assert "| sorting: 3, one digit, up | 1 |" in said and "torch" in said
     assert (tmp_path / "trace.html").is_file()
