@@ -85,6 +85,7 @@ def test_the_caller_has_its_own_handlers_back() -> None:
         raise AssertionError
 
     before = signal.signal(signal.SIGTERM, own)
+    hanging_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the suite was started in
     try:
         with ending.unwinding():
             assert signal.getsignal(signal.SIGTERM) is own
@@ -94,6 +95,7 @@ def test_the_caller_has_its_own_handlers_back() -> None:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGHUP, hanging_up)
 
 
 def test_in_a_thread_it_does_nothing() -> None:
