@@ -32,7 +32,7 @@ def parser() -> Parser:
     add_opened_model(made)
     asked = made.add_argument_group("the problems")
     take(asked, "task", many=True, choices=tuple(TASKS), usual="all")
-    take(asked, "count", default=50, least=1, more="'s shape")
+    take(asked, "count", default=50, least=1, more=", which is a task's shape")
     take(asked, "seed", default=0, more=" and problems")
     take(asked, "batch", default=64)
     shown = made.add_argument_group("what is shown and written")

@@ -67,7 +67,7 @@ FLAGS = {
     "private": Flag("keep nothing of a conversation for -c"),
     # problems
     "task": Flag("which problems", "NAME"),
-    "count": Flag("problems of each task", "N", least=0, most=100_000),
+    "count": Flag("problems of each kind", "N", least=0, most=100_000),
     "batch": Flag("prompts answered together", "N", most=65_536),
     "wrong": Flag("show the first N failures of a task", "N", least=0),
     # traces

@@ -49,7 +49,7 @@ def parser() -> Parser:
     take(written, "overwrite")
     told = made.add_argument_group("the damage")
     take(told, "no-damage")
-    take(told, "count", usual=f"{_USUAL} for the small model, else 0")
+    take(told, "count", more=", which is a task", usual=f"{_USUAL} for the small model, else 0")
     take(told, "device", more=", where it is measured")
     take(told, "json")
     return made
