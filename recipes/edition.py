@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from diffusiongemma.checkpoint.save import save_model
+from diffusiongemma.core.atomic import replacing
 from diffusiongemma.core.device import choose
 from diffusiongemma.dialog import tokenizer as words
 from diffusiongemma.dialog.chat import Chat, SpecialIds
@@ -104,10 +105,12 @@ def _copy(source: Any, target: Any) -> None:
 
 def write_words(folder: Path) -> None:
     """The shipped tokenizer and the new template."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(SHIPPED / name, folder / name)
-    shutil.copy(TEMPLATE, folder / "chat_template.jinja")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(folder) as scratch:
+        scratch.mkdir()
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(SHIPPED / name, scratch / name)
+        shutil.copy(TEMPLATE, scratch / "chat_template.jinja")
 
 
 def source(chat: Chat, batch: int, first: int) -> Source:
@@ -216,7 +219,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 _note(list(asked), given.folder / "shapes.jsonl", live.say)
 
         feed = source(chat, config.batch, given.from_step)
-        train(*(model, feed, config, given.folder), eos=EOS, pad=PAD, report=live, sample=look)
+        parts = (model, feed, config, given.folder)
+        average = train(*parts, eos=EOS, pad=PAD, report=live, sample=look)
+    average.swap(model)  # a run that was killed before its last look ends here at once
+    write(model, given.folder / "words", given.folder / "model")
 
 
 def _note(records: list[Record], file: Path, say: Callable[[str], None]) -> None:

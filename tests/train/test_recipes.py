@@ -1,6 +1,7 @@
 """The recipes run as they are documented; what they write opens."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,13 @@ def test_the_small_model_s_recipe(tmp_path: Path) -> None:
     assert made.chat is not None and shipped.chat is not None
     turns = [{"role": "user", "content": "Sort: 3 1 2"}]
     assert made.chat.render(turns).ids == shipped.chat.render(turns).ids
+    there = sorted(path.name for path in (tmp_path / "one").iterdir() if path.name != ".lock")
+    assert there == ["metrics.jsonl", "model", "step-00000001", "step-00000002", "words"]
+    # Killed before its last look, it is written when it is run again.
+    weights = (tmp_path / "one" / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "one" / "model")
+    run(tmp_path / "one", "--look", "9", *few)
+    assert (tmp_path / "one" / "model" / "model.safetensors").read_bytes() == weights
     # A later sitting goes on from what was written, with other examples.
     run(tmp_path / "two", "--start", str(tmp_path / "one" / "model"), "--from-step", "2", *few)
     assert len(dg.load(tmp_path / "two" / "model").model.blocks) == len(made.model.blocks)
