@@ -26,7 +26,8 @@ def killed(work: Callable[[], object], moment: int, place: Path) -> bool:
 
         def hook(event: str, args: tuple) -> None:
             nonlocal count
-            if event in EVENTS and str(args[0]).startswith(str(place)):
+            path = str(args[0]) if event in EVENTS else "/"
+            if path.startswith(str(place)) or not path.startswith("/"):  # within an open folder
                 count += 1
                 if count > moment:
                     os.kill(os.getpid(), signal.SIGKILL)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import diffusiongemma
 from diffusiongemma.core.errors import CheckpointError, InputError
@@ -54,6 +55,20 @@ def test_a_run_that_shows_samples_is_the_run_without(tmp_path: Path) -> None:
     assert torch.equal(whole, run(tmp_path / "shown", model=model, sample=sample))
     assert seen and not any(training for training, _ in seen)
     assert not torch.equal(seen[-1][1], model.norm.weight)
+
+
+def test_a_sample_that_fails_leaves_the_network_as_it_was_trained(tmp_path: Path) -> None:
+    class WrongError(Exception):
+        pass
+
+    def sample() -> None:
+        raise WrongError
+
+    model = toy()
+    with pytest.raises(WrongError):
+        run(tmp_path, model=model, sample=sample)
+    kept = load_file(checkpoints(tmp_path)[-1] / "state.safetensors")
+    assert model.training and torch.equal(model.norm.weight, kept["weight/norm.weight"])
 
 
 @pytest.mark.slow
