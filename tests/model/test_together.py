@@ -8,14 +8,32 @@ import dataclasses
 import pytest
 import torch
 
-from diffusiongemma.cli.benching.models import SMALL
 from diffusiongemma.kernels.readout import BANNED, Readout
 from diffusiongemma.model import passes
+from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.init import initialise
 from diffusiongemma.model.model import DiffusionGemma, Inputs
 
 pytestmark = pytest.mark.usefixtures("either")
 
+SMALL = ModelConfig(
+    vocab_size=279,
+    hidden_size=128,
+    intermediate_size=256,
+    layers=(
+        LayerConfig(sliding=True, head_dim=32, num_key_value_heads=2),
+        LayerConfig(sliding=True, head_dim=32, num_key_value_heads=2),
+        LayerConfig(sliding=False, head_dim=64, num_key_value_heads=1),
+    )
+    * 2,
+    num_attention_heads=4,
+    sliding_window=64,
+    num_experts=8,
+    top_k_experts=2,
+    moe_intermediate_size=128,
+    max_position_embeddings=4096,
+    canvas_length=32,
+)
 LENGTHS = (3, 41, 100, 1, 100, 64, 100)
 
 
