@@ -30,7 +30,7 @@ from diffusiongemma.kernels.quantised import E4M3
 from diffusiongemma.model.model import DiffusionGemma
 from diffusiongemma.quant.apply import quantise
 
-SHOWN = 45  # kernels of a profile, dearest first
+SHOWN = 30  # kernels of a profile, dearest first
 _PRODUCTS = (
     (8192, 2816), (9216, 2816), (2816, 4096), (2816, 8192), (4224, 2816), (2816, 2112),
 )  # fmt: skip
@@ -183,21 +183,27 @@ class Look:
         room, recipe, layers = experts_fp8 if fp8 else experts, experts.Recipe, len(model.blocks)
         x = torch.randn(256, self.config.hidden_size, device=self.device).bfloat16()
         routes, deep = _routes(model), 128 if fp8 else 64
-        up, down = room.UP[32], room.DOWN[32]
-        thin = 64
+        up, down, rows = room.UP[32], room.DOWN[32], room.DOWN_ROWS
         cases = [
-            (up, down), (recipe(deep, 4, 3), down), (recipe(deep, 4, 4), down),
-            (recipe(deep, 8, 4), down), (up, recipe(thin, 4, 4)), (up, recipe(thin, 4, 6)),
-            (up, recipe(thin, 4, 7)), (up, recipe(thin, 8, 6)), (recipe(2 * deep, 4, 3), down),
-        ]  # fmt: skip
-        for one, two in cases:
-            room.UP[32], room.DOWN[32] = one, two
+            (up, down, rows),
+            (recipe(deep, 4, 3), down, rows),
+            (recipe(deep, 4, 4), down, rows),
+            *[(up, recipe(64, 4, stages), rows) for stages in (3, 5)],
+            *[(up, recipe(64, 4, stages), 64) for stages in (4, 6, 8)],
+            *[(up, recipe(64, 8, stages), 256) for stages in (3, 4)],
+            *[(up, recipe(128, 4, stages), rows) for stages in (2, 3, 4)],
+            *[(up, recipe(128, 4, stages), 64) for stages in (3, 4)],
+        ]
+        for one, two, many in cases:
+            room.UP[32], room.DOWN[32], room.DOWN_ROWS = one, two, many
             name = (
                 f"up {one.depth} x {one.stages} of {one.warps} warps, "
-                f"down {two.depth} x {two.stages} of {two.warps}"
+                f"down {many} rows {two.depth} x {two.stages} of {two.warps}"
             )
             self._tile(name, lambda: parts._experts(model, x, routes), layers)
-        room.UP[32], room.DOWN[32] = up, down
+        room.UP[32], room.DOWN[32], room.DOWN_ROWS = up, down, rows
+        whole = self.clock.seconds(lambda: parts._experts(model, x, routes))
+        self._profile("experts", lambda: parts._experts(model, x, routes), whole)
         usual = room.tokens_of_a_tile
         for block in (16, 64):
             room.tokens_of_a_tile = lambda a, b, n=block: n
@@ -239,7 +245,7 @@ def _routes(model: DiffusionGemma) -> list[tuple[Tensor, Tensor]]:
 @torch.no_grad()
 def main() -> None:
     """Look."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="A short look at the step on a GPU.")
     parser.add_argument("what", choices=("smoke", "time"))
     parser.add_argument("--size", choices=tuple(network.SIZES), default="26b")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), metavar="FOLDER")

@@ -10,6 +10,7 @@ from diffusiongemma.model import fused, slots
 from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.init import initialise
 from diffusiongemma.model.model import DiffusionGemma
+from diffusiongemma.quant.apply import quantise
 
 pytestmark = pytest.mark.usefixtures("plain")
 
@@ -50,8 +51,10 @@ def _loud(**changes) -> DiffusionGemma:
 @torch.no_grad()
 @pytest.mark.parametrize("work", ["refine", "advance"])
 @pytest.mark.parametrize("hidden", [64, 48], ids=["dense beside experts", "apart"])
-def test_the_trunk(work: str, hidden: int) -> None:
+@pytest.mark.parametrize("fp8", [False, True], ids=["bfloat16", "fp8"])
+def test_the_trunk(work: str, hidden: int, fp8: bool) -> None:
     model = _loud(moe_intermediate_size=hidden)
+    model = quantise(model) if fp8 else model
     dice = torch.Generator().manual_seed(7)
     x_SD = torch.randn(2 * 16 * (1 + (work == "advance")), 64, generator=dice).bfloat16()
     said, written = [], []
@@ -66,12 +69,33 @@ def test_the_trunk(work: str, hidden: int) -> None:
         said.append(trunk(x_SD, through))
         written.append([part for pair in held.buffers for part in pair])
     # Everything is rounded where the plain trunk rounds it, but for the branches when they run
-    # together, which keep more.
-    allowed = 0.1 if hidden == 64 else 0.01
-    assert float((said[0].float() - said[1].float()).abs().max()) < allowed
+    # together, which keep more. In e4m3 what falls to the other side falls far, and a token may go
+    # to another expert.
+    allowed, most = (0.1 if hidden == 64 else 0.01), 1.0
+    if fp8 and hidden == 64:
+        allowed, most = 0.4, 0.9
+    off = (said[0].float() - said[1].float()).abs()
+    assert float(off.amax(-1).quantile(most)) < allowed and float(off.mean()) < allowed / 10
     assert float(said[0].abs().max()) > 3
     for plain, quick in zip(*written, strict=True):
-        torch.testing.assert_close(quick, plain, rtol=0.05, atol=allowed)
+        off = (quick.float() - plain.float()).abs() - 0.05 * plain.float().abs()
+        assert float(off.amax(-1).flatten().quantile(most)) < allowed
+
+
+@pytest.mark.parametrize("name", ["weight", "scale"])
+def test_what_is_in_e4m3_is_joined_too(name: str) -> None:
+    attention = quantise(_loud()).blocks[0].attention
+    layers = [attention.q, attention.k, attention.v]
+    before = [getattr(layer, name).clone() for layer in layers]
+    whole = fused.joined(layers, name)
+    assert torch.equal(whole.float(), torch.cat([one.float() for one in before]))
+    assert fused.joined(layers, name).data_ptr() == whole.data_ptr()
+    names = [key for key, _ in attention.named_buffers()] + [
+        k for k, _ in attention.named_parameters()
+    ]
+    assert f"q.{name}" in names  # saved as before
+    for layer, one in zip(layers, before, strict=True):
+        assert torch.equal(getattr(layer, name).float(), one.float())
 
 
 def test_weights_are_joined_once_and_stay_what_they_were() -> None:

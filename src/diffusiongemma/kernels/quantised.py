@@ -14,6 +14,7 @@ was written without such a GPU at hand, and asks one small product whether it ma
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -33,13 +34,18 @@ _TOGETHER = 1 << 20  # weights that are widened at a time, into memory that is a
 _MULTIPLE = 16  # of both widths, which torch's product with scales asks for
 
 
-def quantise_rows(
-    x: Float[Tensor, "*rows D"],
-) -> tuple[Float[Tensor, "*rows D"], Float[Tensor, "*rows"]]:
-    """Each row in e4m3, and its scale, float32, which gives the row back as a factor."""
+class Rows(NamedTuple):
+    """Rows in e4m3, and the scale of each, float32, which gives the row back as a factor."""
+
+    q: Float[Tensor, "*rows D"]
+    scale: Float[Tensor, "*rows"]
+
+
+def quantise_rows(x: Float[Tensor, "*rows D"]) -> Rows:
+    """Each row in e4m3, and its scale."""
     wide = x.float()
     scale = (wide.abs().amax(-1) / LARGEST).clamp(min=SMALLEST)
-    return _rounded(wide, scale), scale
+    return Rows(_rounded(wide, scale), scale)
 
 
 def quantise_weight(
@@ -99,12 +105,23 @@ def fp8_linears(
         x_SD: rows.
         weights: pairs of weight and scale, as `fp8_linear` takes them.
     """
-    q_SD, scale_S = quantise_rows(x_SD)
-    outs = []
-    for weight_FD, scale_F in weights:
-        twin = _scaled if fast(x_SD, weight_FD) else plain
-        outs.append(twin(q_SD, scale_S, weight_FD, scale_F, x_SD.dtype))
-    return outs
+    rows = quantise_rows(x_SD)
+    return [product(rows, weight_FD, scale_F, x_SD.dtype) for weight_FD, scale_F in weights]
+
+
+def product(
+    rows: Rows, weight_FD: Float[Tensor, "F D"], scale_F: Float[Tensor, " F"], dtype: torch.dtype
+) -> Float[Tensor, "S F"]:
+    """Rows that are quantised already, times a weight in e4m3.
+
+    Args:
+        rows: q (S, D) and scale (S,).
+        weight_FD: one output channel a row.
+        scale_F: of each output channel, float32.
+        dtype: of the result.
+    """
+    twin = _scaled if fast(rows.q.device, weight_FD, dtype) else plain
+    return twin(*rows, weight_FD, scale_F, dtype)
 
 
 def plain(
@@ -122,17 +139,17 @@ def _scaled(
     q_SD: Tensor, scale_S: Tensor, weight_FD: Tensor, scale_F: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """torch's product with scales; sums in full float32."""
-    product = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage]
+    scaled = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage]
     across, down = scale_S[:, None], scale_F[None]
-    return product(q_SD, weight_FD.t(), scale_a=across, scale_b=down, out_dtype=dtype)
+    return scaled(q_SD, weight_FD.t(), scale_a=across, scale_b=down, out_dtype=dtype)
 
 
-def fast(x_SD: Float[Tensor, "S D"], weight_FD: Float[Tensor, "F D"]) -> bool:
-    """Whether the GPU's twin can multiply these."""
-    if x_SD.device.type != "cuda" or x_SD.dtype != torch.bfloat16:
+def fast(device: torch.device, weight_FD: Float[Tensor, "F D"], dtype: torch.dtype) -> bool:
+    """Whether the GPU's twin can multiply rows with this weight, to a result of this dtype."""
+    if device.type != "cuda" or dtype != torch.bfloat16:
         return False
     fits = weight_FD.shape[0] % _MULTIPLE == 0 and weight_FD.shape[1] % _MULTIPLE == 0
-    return fits and _runs(x_SD.device.index or 0)
+    return fits and _runs(device.index or 0)
 
 
 @functools.cache

@@ -5,17 +5,21 @@ into kernels at other places. A layer's last norm is that of the next layer's be
 stream is read once between two layers. Products are torch's library's, but for the experts.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from diffusiongemma.kernels.norm_rope import frequencies, rms_norm, rotation
+from diffusiongemma.kernels.quantised import E4M3, Rows, product
 from diffusiongemma.model.attention import Attention, Turn
 from diffusiongemma.model.block import Block
 from diffusiongemma.model.experts import Experts
 from diffusiongemma.model.layers import Linear, project
 from diffusiongemma.model.model import DiffusionGemma
-from diffusiongemma.model.slots import Advance, Refine
+from diffusiongemma.model.slots import Advance, Piece, Refine
 
 Through = Refine | Advance
 
@@ -30,31 +34,53 @@ def trunk(
         x_SD: packed tokens.
         through: whose buffers are written, and what sees what.
     """
+    from diffusiongemma.kernels.triton import eight as rounded
     from diffusiongemma.kernels.triton import residual, router
 
     blocks = [block for block in model.blocks if isinstance(block, Block)]
+    eight = [_eight(block) for block in blocks]
     eps, turns = model.config.rms_norm_eps, _turns(model, through)
     scalars = through.scalars(blocks)
     x_SD = x_SD.contiguous()
-    normed_SD = rms_norm(x_SD, blocks[0].before_attention.weight, eps)
+    normed: Tensor | Rows = rms_norm(x_SD, blocks[0].before_attention.weight, eps)
+    if eight[0]:
+        normed = rounded.quantise(normed)
     for number, block in enumerate(blocks):
         layer = model.config.layers[number]
         turn = turns[layer.sliding, layer.head_dim]
-        attended_SD = _attention(block.attention, normed_SD, turn, through)
-        x_SD, for_dense_SD, for_experts_SD, for_router_SD = residual.after_attention(
-            attended_SD, x_SD, block.after_attention.weight,
-            block.before_dense.weight, block.before_experts.weight, block.router.scale, eps,
+        attended_SD = _attention(block.attention, normed, turn, through)
+        x_SD, for_dense, for_experts, for_router_SD = residual.after_attention(
+            attended_SD, x_SD, block.after_attention.weight, block.before_dense.weight,
+            block.before_experts.weight, block.router.scale, eps, eight=eight[number],
         )  # fmt: skip
         route = router.route(
             for_router_SD, block.router.weight, block.router.expert_scale, block.router.top
         )
-        dense_SD, routed_SD = _branches(block, for_dense_SD, for_experts_SD, *route)
-        after = blocks[number + 1].before_attention if number + 1 < len(blocks) else model.norm
-        x_SD, normed_SD = residual.after_branches(
+        dense_SD, routed_SD = _branches(block, for_dense, for_experts, *route)
+        last = number + 1 == len(blocks)
+        after = model.norm if last else blocks[number + 1].before_attention
+        x_SD, normed = residual.after_branches(
             dense_SD, routed_SD, x_SD, block.after_dense.weight, block.after_experts.weight,
             block.after_branches.weight, scalars[number], after.weight, eps,
+            eight=not last and eight[number + 1],
         )  # fmt: skip
-    return normed_SD
+    assert isinstance(normed, Tensor)
+    return normed
+
+
+def _eight(block: Block) -> bool:
+    """Whether all of a layer's products are in e4m3, and its rows can stay so between them."""
+    from diffusiongemma.kernels.triton import experts_fp8 as quick
+
+    attention, dense = block.attention, block.dense
+    parts = [attention.q, attention.k, attention.v, attention.o, dense.gate, dense.up, dense.down]
+    held = [one.weight for one in parts if one is not None] + [block.experts.down]
+    return all(one.dtype == E4M3 for one in held) and quick.fits(dense.gate.weight, held[-1])
+
+
+def _pair(layer: Any) -> tuple[Tensor, Tensor]:
+    """A weight in e4m3, and its scales."""
+    return layer.weight, layer.scale
 
 
 def conditioned(
@@ -81,12 +107,14 @@ def _turns(model: DiffusionGemma, through: Through) -> dict[tuple[bool, int], Tu
     return turns
 
 
-def _attention(attention: Attention, x_SD: Tensor, turn: Turn, through: Through) -> Tensor:
+def _attention(
+    attention: Attention, x: Tensor | Rows, turn: Turn, through: Through
+) -> Float[Tensor, "S D"]:
     from diffusiongemma.kernels.triton.norm_rope import norm_rope_write
 
     layer, width = attention.number, through.slots.width
     k_BKCH, v_BKCH = through.slots.buffers[layer]
-    qkv_SF, parts = _projected(attention, x_SD), []
+    qkv_SF, parts = _projected(attention, x), []
     heads = attention.q.weight.shape[0] // attention.head_dim
     for piece in through.pieces(layer):
         q_SNH = norm_rope_write(
@@ -94,56 +122,98 @@ def _attention(attention: Attention, x_SD: Tensor, turn: Turn, through: Through)
             attention.q_norm.eps, (turn[0][piece.part], turn[1][piece.part]),
             k_BKCH, v_BKCH, piece.at_B, heads,
         )  # fmt: skip
-        out_BTNH = through.over(layer, piece, q_SNH.unflatten(0, (-1, width)))
-        parts.append(out_BTNH.reshape(q_SNH.shape[0], -1))
-    return attention.o(torch.cat(parts) if len(parts) > 1 else parts[0])
+        q_BTNH = q_SNH.unflatten(0, (-1, width))
+        if isinstance(x, Rows):
+            rows = _rows(q_BTNH, layer, piece, through)
+            parts.append(product(rows, *_pair(attention.o), qkv_SF.dtype))
+        else:
+            parts.append(through.over(layer, piece, q_BTNH).flatten(2).flatten(0, 1))
+    whole = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return whole if isinstance(x, Rows) else attention.o(whole)
 
 
-def _projected(attention: Attention, x_SD: Tensor) -> Tensor:
-    """Queries, keys and values side by side, from one product where weights are plain."""
+def _rows(q_BTNH: Tensor, layer: int, piece: Piece, through: Through) -> Rows:
+    """`Through.over`, in e4m3."""
+    from diffusiongemma.kernels.triton import attention as quick
+
+    given = (q_BTNH, *through.slots.buffers[layer], piece.first_B, piece.end_B)
+    if piece.causal:
+        return quick.causal_rows(*given, through.slots.windows[layer])
+    return quick.canvas_rows(*given)
+
+
+def _projected(attention: Attention, x: Tensor | Rows) -> Float[Tensor, "S F"]:
+    """Queries, keys and values side by side, from one product where weights are of one format."""
     layers = [one for one in (attention.q, attention.k, attention.v) if one is not None]
+    if isinstance(x, Rows):
+        weight_FD, scale_F = joined(layers), joined(layers, "scale")
+        return product(x, weight_FD, scale_F, attention.q_norm.weight.dtype)
     if all(isinstance(one, Linear) for one in layers):
-        return torch.nn.functional.linear(x_SD, joined(layers))
-    return torch.cat(list(project(x_SD, layers)), dim=-1)
+        return torch.nn.functional.linear(x, joined(layers))
+    return torch.cat(list(project(x, layers)), dim=-1)
 
 
-def joined(layers: list[Linear]) -> Float[Tensor, "F D"]:
-    """The weights of several layers as one, which they are made views of.
+def joined(layers: Sequence[torch.nn.Module], name: str = "weight") -> Tensor:
+    """One tensor of several layers as one, which theirs are made views of: (F, D), or (F,).
 
     Their memory is moved once, the first time, one group of layers after the other; the layers can
     be used and saved as before.
+
+    Args:
+        layers: side by side.
+        name: of the tensor in each of them.
     """
-    weights = [layer.weight for layer in layers]
-    first, width = weights[0], weights[0].shape[1]
-    rows = sum(len(weight) for weight in weights)
+    parts = [getattr(layer, name).detach() for layer in layers]
+    first, size = parts[0], sum(part.nbytes for part in parts)
     place = first.data_ptr()
-    for weight in weights:
-        if weight.data_ptr() != place or not weight.is_contiguous():
-            whole = torch.cat([one.detach() for one in weights])
-            for layer, part in zip(layers, whole.split([len(w) for w in weights]), strict=True):
-                layer.weight = torch.nn.Parameter(part, requires_grad=False)
-            return whole
-        place += weight.nbytes
-    # Neighbours in one memory, and not by chance: `whole` above reaches to the last one's end.
+    for part in parts:
+        if part.data_ptr() != place or not part.is_contiguous():
+            return _moved(layers, name, parts)
+        place += part.nbytes
+    # Neighbours in one memory, and not by chance: it reaches to the last one's end.
     reach = first.untyped_storage().nbytes() - first.storage_offset() * first.element_size()
-    if reach < rows * width * first.element_size():
-        for layer in layers:
-            layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
-        return joined(layers)
-    return first.detach().as_strided((rows, width), (width, 1))
+    if reach < size:
+        return _moved(layers, name, parts)
+    rows = sum(len(part) for part in parts)
+    return first.as_strided((rows, *first.shape[1:]), first.stride())
+
+
+def _moved(layers: Sequence[torch.nn.Module], name: str, parts: Sequence[Tensor]) -> Tensor:
+    kind = parts[0].dtype
+    bits = torch.uint8 if kind.itemsize == 1 else kind  # torch joins no floats of eight bits
+    whole = torch.cat([part.view(bits) for part in parts]).view(kind)
+    for layer, part in zip(layers, whole.split([len(p) for p in parts]), strict=True):
+        if name in layer._parameters:
+            part = torch.nn.Parameter(part, requires_grad=False)
+        setattr(layer, name, part)
+    return whole
 
 
 def _branches(
-    block: Block, dense_SD: Tensor, routed_SD: Tensor, expert_SG: Tensor, share_SG: Tensor
+    block: Block,
+    for_dense: Tensor | Rows,
+    for_experts: Tensor | Rows,
+    expert_SG: Tensor,
+    share_SG: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Both feed-forward branches, in the same launches where weights are plain."""
+    """Both feed-forward branches, in the same launches where weights are of one format."""
     from diffusiongemma.kernels.triton import experts as quick
+    from diffusiongemma.kernels.triton import experts_fp8 as eight
 
     dense, experts = block.dense, block.experts
+    if isinstance(for_dense, Rows) and isinstance(for_experts, Rows):
+        held: Any = experts
+        return eight.branches(
+            for_dense, for_experts, expert_SG, share_SG,
+            _pair(dense.gate), _pair(dense.up), _pair(dense.down),
+            (held.gate_up, held.gate_up_scale), (held.down, held.down_scale),
+            block.before_dense.weight.dtype,
+        )  # fmt: skip
+    assert isinstance(for_dense, Tensor) and isinstance(for_experts, Tensor)
     plain = isinstance(experts, Experts) and isinstance(dense.gate, Linear)
     if plain and quick.fits(dense.gate.weight, experts.down):
         return quick.branches(
-            dense_SD, routed_SD, expert_SG, share_SG,
+            for_dense, for_experts, expert_SG, share_SG,
             dense.gate.weight, dense.up.weight, dense.down.weight, experts.gate_up, experts.down,
         )  # fmt: skip
-    return dense(dense_SD), experts(routed_SD, expert_SG, share_SG)
+    return dense(for_dense), experts(for_experts, expert_SG, share_SG)

@@ -100,6 +100,7 @@ class Piece:
     Attributes:
         part: which of the packed tokens.
         at_B: index in the buffers where each row's first token goes.
+        end_B: index behind each row's last token.
         first_B: oldest index that they see.
         causal: whether a token sees only what lies before it, within the window; if not, it sees
             all of its piece.
@@ -107,6 +108,7 @@ class Piece:
 
     part: slice
     at_B: Int[Tensor, " B"]
+    end_B: Int[Tensor, " B"]
     first_B: Int[Tensor, " B"]
     causal: bool
 
@@ -146,11 +148,10 @@ class _Through:
     def over(self, layer: int, piece: Piece, q_BTNH: Tensor) -> Tensor:
         """Attention of a piece whose keys and values are written."""
         k_BKCH, v_BKCH = self.slots.buffers[layer]
-        end_B = piece.at_B + self.slots.width
         if piece.causal:
             window = self.slots.windows[layer]
-            return attend_causal(q_BTNH, k_BKCH, v_BKCH, piece.first_B, end_B, window)
-        return attend_canvas(q_BTNH, k_BKCH, v_BKCH, piece.first_B, end_B)
+            return attend_causal(q_BTNH, k_BKCH, v_BKCH, piece.first_B, piece.end_B, window)
+        return attend_canvas(q_BTNH, k_BKCH, v_BKCH, piece.first_B, piece.end_B)
 
     def _cut(self, window: int | None) -> list[Piece]:
         raise NotImplementedError
@@ -158,10 +159,12 @@ class _Through:
     def _canvas(self, window: int | None, part: slice, ahead_B: Tensor | None) -> Piece:
         """Canvases over their contexts, `ahead_B` tokens longer than told."""
         end_B = self.slots.length_B if ahead_B is None else self.slots.length_B + ahead_B
+        width = self.slots.width
         if window is None:
-            return Piece(part, end_B, torch.zeros_like(end_B), causal=False)
-        first_B = (end_B - (window - 1)).clamp(min=0)
-        return Piece(part, end_B - self.slots.start_B, first_B - self.slots.start_B, causal=False)
+            return Piece(part, end_B, end_B + width, torch.zeros_like(end_B), causal=False)
+        first_B = (end_B - (window - 1)).clamp(min=0) - self.slots.start_B
+        at_B = end_B - self.slots.start_B
+        return Piece(part, at_B, at_B + width, first_B, causal=False)
 
 
 class Refine(_Through):
@@ -214,12 +217,9 @@ class Advance(_Through):
     def _cut(self, window: int | None) -> list[Piece]:
         slots, half = self.slots, self.tokens
         at_B = slots.length_B - (0 if window is None else slots.start_B)
-        read = Piece(
-            slice(0, half),
-            at_B + (slots.width - self.ahead_B),
-            torch.zeros_like(at_B),
-            causal=True,
-        )
+        at_B = at_B + (slots.width - self.ahead_B)
+        first_B = torch.zeros_like(at_B)
+        read = Piece(slice(0, half), at_B, at_B + slots.width, first_B, causal=True)
         return [read, self._canvas(window, slice(half, None), self.ahead_B)]
 
 

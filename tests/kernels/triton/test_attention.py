@@ -7,6 +7,7 @@ from torch import Tensor
 import right_interpreter
 from cross_compile import SHARED_BYTES, built
 from diffusiongemma.kernels.attention import attend
+from diffusiongemma.kernels.quantised import quantise_rows
 from diffusiongemma.kernels.triton import attention as ours
 from diffusiongemma.kernels.triton.attention import Tile, attend_canvas, attend_causal
 from diffusiongemma.model import masks
@@ -25,7 +26,9 @@ def interpreter():
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tiles and shares: little to compute, and many borders between them."""
-    monkeypatch.setattr(ours, "NARROW", Tile(rows=32, keys=16, halves=1, warps=4, stages=2))
+    for name in ("NARROW", "TEXT"):
+        tile = Tile(rows=32, keys=16, halves=1, warps=4, stages=2)
+        monkeypatch.setattr(ours, name, tile)
     monkeypatch.setattr(ours, "SHARE", 64)
 
 
@@ -215,7 +218,8 @@ def test_programs_of_the_26b_model_fill_an_h200_once() -> None:
     ],
 )
 def test_it_fits_a_hopper_gpu(width: int, causal: bool, window: int, whole: bool) -> None:
-    tile, heads, group = (ours.NARROW, 8, 2) if width == 256 else (ours.WIDE, 2, 8)
+    narrow = ours.TEXT if causal else ours.NARROW
+    tile, heads, group = (narrow, 8, 2) if width == 256 else (ours.WIDE, 2, 8)
     kinds = dict.fromkeys(["q", "k", "v"], "*bf16") | dict.fromkeys(["first", "end"], "*i64")
     kinds |= {"out": "*bf16" if whole else "*fp32", "peak": "*fp32", "mass": "*fp32"}
     made = built(
@@ -231,11 +235,32 @@ def test_it_fits_a_hopper_gpu(width: int, causal: bool, window: int, whole: bool
     assert made.spills == 0 and made.shared <= SHARED_BYTES
 
 
-@pytest.mark.parametrize(("width", "parts"), [(256, 4), (512, 2)])
-def test_the_second_kernel_fits_a_hopper_gpu(width: int, parts: int) -> None:
+@pytest.mark.parametrize("eight", [False, True], ids=["bfloat16", "e4m3"])
+@pytest.mark.parametrize("width", [256, 512])
+def test_the_second_kernel_fits_a_hopper_gpu(width: int, eight: bool) -> None:
+    kind, parts = ("fp8e4nv" if eight else "bf16"), 2
     made = built(
         f"{HERE}:_combine",
-        {"part": "*fp32", "peak": "*fp32", "mass": "*fp32", "out": "*bf16", "lines": "i32"},
-        {"H": width, "SPLITS": parts, "BLOCK": ours.COMBINED // width},
-    )
+        {"part": "*fp32", "peak": "*fp32", "mass": "*fp32", "out": f"*{kind}", "scales": "*fp32",
+         "lines": "i32"},
+        {"H": width, "SPLITS": parts, "EIGHT": eight,
+         "BLOCK": 16 if eight else ours.COMBINED // width},
+        warps=8 if eight else 4,
+    )  # fmt: skip
     assert made.spills == 0 and made.shared <= SHARED_BYTES
+
+
+@pytest.mark.parametrize("capacity", [60, 150], ids=["whole", "split"])
+@pytest.mark.parametrize("heads", [(4, 2), (6, 2)], ids=["four heads", "six heads"])
+def test_rows_in_e4m3_are_the_answer_s(heads: tuple[int, int], capacity: int, small: None) -> None:
+    """All heads of a query have one scale."""
+    ranges = [(0, capacity), (3, 40)]
+    case = Case(11, ranges, heads=heads, capacity=capacity, dtype=torch.bfloat16)
+    given = (case.q, case.k, case.v, case.first, case.end)
+    for rows, whole in (
+        (ours.canvas_rows(*given), case.canvas()),
+        (ours.causal_rows(*given, 7), case.causal(7)),
+    ):
+        q, scale = quantise_rows(whole.flatten(0, 1).flatten(1))
+        assert torch.equal(rows.scale, scale)
+        assert torch.equal(rows.q.view(torch.uint8), q.view(torch.uint8))

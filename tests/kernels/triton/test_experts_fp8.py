@@ -8,7 +8,9 @@ import right_interpreter
 from cross_compile import SHARED_BYTES, built
 from diffusiongemma.kernels import experts as unrounded
 from diffusiongemma.kernels import experts_fp8 as reference
-from diffusiongemma.kernels.quantised import LARGEST, SMALLEST, quantise_rows
+from diffusiongemma.kernels.gated import gated
+from diffusiongemma.kernels.quantised import Rows, fp8_linear, fp8_linears, quantise_rows
+from diffusiongemma.kernels.triton import eight
 from diffusiongemma.kernels.triton import experts_fp8 as ours
 
 # So that two blocks fit on a multiprocessor; one KiB of each is the system's.
@@ -52,7 +54,7 @@ def test_tokens_are_quantised_to_the_bit() -> None:
     x[2, 0], x[2, 1:] = 448, torch.arange(99).to(DEVICE) + 0.5
     x[3] *= 1e-30
     for rows in (x, x.float() * torch.pi):
-        number, scale = ours.quantise(rows)
+        number, scale = eight.quantise(rows)
         right, right_scale = quantise_rows(rows)
         assert torch.equal(scale, right_scale)
         assert torch.equal(number.view(torch.uint8), right.view(torch.uint8))
@@ -81,6 +83,19 @@ def test_experts_are_the_reference_s(
         assert torch.equal(alone, out[rows])
 
 
+@pytest.mark.parametrize("hidden", [64, 192, 256], ids=["one group", "odd", "even"])
+def test_groups_two_by_two_add_up_as_one_by_one(
+    hidden: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weight = normal(9, 64), weights(64, hidden, 4)
+    given = (x, *routes(9, 4, 2), *quantise_rows(weight[0]), *quantise_rows(weight[1]))
+    said = []
+    for depth in (64, 128):
+        monkeypatch.setitem(ours.DOWN, 16, ours.Recipe(depth=depth))
+        said.append(ours.experts_fp8(*given))
+    assert torch.equal(*said)
+
+
 def test_no_tokens() -> None:
     gate_up, down = weights(64, 64, 8)
     eight = (*quantise_rows(gate_up), *quantise_rows(down))
@@ -88,33 +103,82 @@ def test_no_tokens() -> None:
     assert none.shape == (0, 64)
 
 
+def dense_weights(width: int, wide: int) -> list[Tensor]:
+    shapes = ((wide, width, 5), (wide, width, 6), (width, wide, 7))
+    return [normal(n, k, seed=seed, scale=k**-0.5) for n, k, seed in shapes]
+
+
+@pytest.mark.parametrize(("tokens", "wide"), [(37, 192), (1, 64), (70, 320)])
+def test_both_branches(tokens: int, wide: int) -> None:
+    """The experts' answer is theirs alone; the dense one is as near to plain weights as its own
+    reference, whose hidden vector has one scale and not one for 64 channels.
+    """
+    width, hidden, count = 96, 64, 8
+    x, y, weight = (
+        normal(tokens, width),
+        normal(tokens, width, seed=9),
+        weights(width, hidden, count),
+    )
+    number, share = routes(tokens, count, 2)
+    gate_up, down = (quantise_rows(one) for one in weight)
+    plain = dense_weights(width, wide)
+    gate, up, back = (quantise_rows(one) for one in plain)
+    parts = (gate, up, back, gate_up, down, torch.bfloat16)
+    dense, routed = ours.branches(eight.quantise(y), eight.quantise(x), number, share, *parts)
+    assert torch.equal(routed, ours.experts_fp8(x, number, share, *gate_up, *down))
+    wide_y = y.float()
+    truth = gated(wide_y @ plain[0].float().T, wide_y @ plain[1].float().T) @ plain[2].float().T
+    theirs = fp8_linears(y, [gate, up])
+    usual = fp8_linear(gated(*theirs), *back)
+    assert 0 < away(dense, truth) < 1.1 * away(usual, truth) < 0.15
+    for rows in (slice(0, 1), slice(20, 33)):
+        alone, _ = ours.branches(
+            Rows(*(part[rows] for part in eight.quantise(y))),
+            Rows(*(part[rows] for part in eight.quantise(x))), number[rows], share[rows], *parts,
+        )  # fmt: skip
+        assert torch.equal(alone, dense[rows])
+
+
+def test_branches_that_are_no_whole_groups_do_not_fit() -> None:
+    gate, down = torch.empty(96, 64), torch.empty(4, 64, 64)
+    assert not ours.fits(gate, down) and not ours.fits(gate[:64], down[..., :48])
+    assert ours.fits(gate[:64], down)
+
+
 MODULE = "diffusiongemma.kernels.triton.experts_fp8"
-PLANNED = {"route_ptr": "*i32", "tile_ptr": "*i32", "routes": "i32", "width": "i32"}
-PLANNED |= {"hidden": "i32"}
+EIGHT = "fp8e4nv"
 
 
-def pointers(**types: str) -> dict[str, str]:
-    return {f"{name}_ptr": f"*{kind}" for name, kind in types.items()}
+def pointers(names: str, kind: str) -> dict[str, str]:
+    """Numbers in e4m3, or tensors of another kind."""
+    made = {}
+    for name in names.split():
+        made[f"{name}_ptr"] = f"*{kind}"
+        if kind == EIGHT:
+            made[f"{name}_scale_ptr"] = "*fp32"
+    return made
 
 
+@pytest.mark.parametrize("dense", [True, False], ids=["beside the dense branch", "alone"])
 @pytest.mark.parametrize("block", [32, 64], ids=["256 tokens", "2048 tokens"])
-def test_the_products_compiled_at_26b(block: int) -> None:
+def test_the_products_compiled_at_26b(block: int, dense: bool) -> None:
     """Matrix instructions of Hopper, no spills, and room for two blocks."""
-    eight, recipe = "fp8e4nv", ours.UP[block]
-    fixed = {"BLOCK_T": block, "FIELDS": 3}
-    types = pointers(x=eight, x_scale="fp32", gate_up=eight, gate_up_scale="fp32")
-    types |= pointers(hidden=eight, hidden_scale="fp32")
-    sizes = {"CHOSEN": 8, "EVEN": True, "ROWS": ours.UP_ROWS, "DEPTH": recipe.depth}
-    sizes |= {"LARGEST": LARGEST, "SMALLEST": SMALLEST}
+    planned = pointers("route tile", "i32")
+    planned |= dict.fromkeys(["tokens", "routes", "width", "hidden", "wide"], "i32")
+    planned |= dict.fromkeys(["dense_programs", "stride"], "i32:1")
+    fixed, recipe = {"BLOCK_T": block, "FIELDS": 3, "DENSE": dense}, ours.UP[block]
     up = built(
-        f"{MODULE}:_gate_up_fp8", types | PLANNED, sizes | fixed,
+        f"{MODULE}:_gate_up_fp8",
+        pointers("x gate_up hidden dense_x dense_gate dense_up dense_hidden", EIGHT) | planned,
+        {"CHOSEN": 8, "EVEN": True, "ROWS": ours.UP_ROWS, "DEPTH": recipe.depth, **fixed},
         warps=recipe.warps, stages=recipe.stages,
     )  # fmt: skip
     recipe = ours.DOWN[block]
-    types = pointers(hidden=eight, hidden_scale="fp32", down=eight, down_scale="fp32")
+    types = pointers("hidden down", EIGHT) | pointers("answer", "bf16")
+    types |= pointers("dense_hidden dense_down", EIGHT) | pointers("dense_out", "bf16") | planned
     down = built(
-        f"{MODULE}:_down_fp8", types | pointers(answer="bf16") | PLANNED,
-        {"ROWS": ours.DOWN_ROWS, "DEPTH": recipe.depth, **fixed},
+        f"{MODULE}:_down_fp8", types,
+        {"PAIRS": recipe.depth > 64, "ROWS": ours.DOWN_ROWS, "GROUP": 64, **fixed},
         warps=recipe.warps, stages=recipe.stages,
     )  # fmt: skip
     for kernel in (up, down):
@@ -124,6 +188,6 @@ def test_the_products_compiled_at_26b(block: int) -> None:
 
 
 def test_the_quantiser_compiles() -> None:
-    sizes = {"COLUMNS": 4096, "LARGEST": LARGEST, "SMALLEST": SMALLEST}
-    types = pointers(x="bf16", out="fp8e4nv", scale="fp32") | {"width": "i32"}
-    assert built(f"{MODULE}:_quantise", types, sizes).spills == 0
+    types = {"x_ptr": "*bf16", "out_ptr": "*fp8e4nv", "scale_ptr": "*fp32", "width": "i32"}
+    room = "diffusiongemma.kernels.triton.eight"
+    assert built(f"{room}:_quantise", types, {"COLUMNS": 4096}, warps=8).spills == 0

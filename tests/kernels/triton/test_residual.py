@@ -7,6 +7,7 @@ from torch import Tensor
 import right_interpreter
 from cross_compile import SHARED_BYTES, built
 from diffusiongemma.kernels.norm_rope import rms_norm, rms_norms
+from diffusiongemma.kernels.quantised import quantise_rows
 from diffusiongemma.kernels.triton import residual as ours
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,6 +86,26 @@ def test_after_branches(width: int, each: bool, dtype: torch.dtype) -> None:
     assert torch.equal(alone[0], out[2:4]) and torch.equal(alone[1], normed[2:4])
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+@torch.no_grad()
+def test_rows_in_e4m3_are_those_of_bfloat16(width: int) -> None:
+    attended, x, routed = (normal(7, width, seed=n, dtype=torch.bfloat16) for n in range(3))
+    attended[2] = 0
+    given = (attended, x, *weights(4, width, torch.bfloat16), EPS)
+    plain, eight = ours.after_attention(*given), ours.after_attention(*given, eight=True)
+    assert torch.equal(eight[0], plain[0]) and torch.equal(eight[3], plain[3])
+    pairs = [(eight[1], plain[1]), (eight[2], plain[2])]
+    scalar = torch.tensor([0.5], device=DEVICE)
+    given = (attended, routed, x, *weights(3, width, torch.bfloat16), scalar)
+    given = (*given, weights(1, width, torch.bfloat16)[0], EPS)
+    plain, eight = ours.after_branches(*given), ours.after_branches(*given, eight=True)
+    assert torch.equal(eight[0], plain[0])
+    for rows, whole in (*pairs, (eight[1], plain[1])):
+        q, scale = quantise_rows(whole)
+        assert torch.equal(rows.scale, scale)
+        assert torch.equal(rows.q.view(torch.uint8), q.view(torch.uint8))
+
+
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
 @torch.no_grad()
@@ -111,21 +132,30 @@ def test_a_stream_that_has_grown() -> None:
         (
             "_after_attention",
             "attended x weight_after weight_dense weight_experts router_scale out for_dense "
-            "for_experts for_router",
+            "dense_scales for_experts experts_scales for_router",
             {"eps": "fp32", "root": "fp32"},
         ),
         (
             "_after_branches",
             "dense routed x weight_after_dense weight_after_experts weight_after_branches scalar "
-            "next_weight out normed",
+            "next_weight out normed normed_scales",
             {"eps": "fp32"},
         ),
         ("_condition", "embedded signal out", {"eps": "fp32"}),
     ],
 )
-def test_it_fits_a_hopper_gpu(kernel: str, tensors: str, others: dict[str, str]) -> None:
+@pytest.mark.parametrize("eight", [False, True], ids=["bfloat16", "e4m3"])
+def test_it_fits_a_hopper_gpu(
+    kernel: str, tensors: str, others: dict[str, str], eight: bool
+) -> None:
     kinds = dict.fromkeys(tensors.split(), "*bf16") | others
-    constants = {"D": 2816, "BLOCK": 4096}
+    constants: dict[str, int] = {"D": 2816, "BLOCK": 4096}
+    if kernel != "_condition":
+        constants["EIGHT"] = eight
+    if eight:
+        rows = [name.removesuffix("_scales") for name in kinds if name.endswith("_scales")]
+        kinds |= dict.fromkeys(rows, "*fp8e4nv")
+        kinds |= dict.fromkeys([f"{name}_scales" for name in rows], "*fp32")
     if kernel == "_after_branches":
         kinds["scalar"], constants["STEP"] = "*fp32", 1
     made = built(f"{HERE}:{kernel}", kinds, constants, warps=ours.WARPS)

@@ -104,16 +104,27 @@ def test_a_row_s_bits_are_its_own() -> None:
 
 @pytest.mark.parametrize("scale", ["bf16", "fp32"])
 def test_the_router_compiled_at_26b(scale: str) -> None:
-    types = {"x_ptr": "*bf16", "weight_ptr": "*bf16", "scale_ptr": f"*{scale}"}
-    types |= {"expert_ptr": "*i64", "share_ptr": "*fp32"}
-    types |= {"tokens": "i32", "width": "i32", "count": "i32"}
-    sizes = {"TOP": 8, "SLOTS": 8, "EVEN": True, "EXPERTS": 128}
-    kernel = built(
-        "diffusiongemma.kernels.triton.router:_route",
-        types,
-        sizes | {"DEPTH": ours.STEP // 2, "TOKENS": ours.TOKENS},
+    room = "diffusiongemma.kernels.triton.router"
+    sizes = {"EXPERTS": 128, "TOKENS": ours.TOKENS, "DEPTH": ours.STEP // 2}
+    score = built(
+        f"{room}:_score",
+        {"x_ptr": "*bf16", "weight_ptr": "*bf16", "score_ptr": "*fp32", "tokens": "i32",
+         "width": "i32", "count": "i32"},
+        sizes | {"EACH": 2, "EVEN": True},
+        warps=ours.WARPS, stages=ours.STAGES,
+    )  # fmt: skip
+    choose = built(
+        f"{room}:_choose",
+        {"score_ptr": "*fp32", "weight_ptr": "*bf16", "scale_ptr": f"*{scale}",
+         "expert_ptr": "*i64", "share_ptr": "*fp32", "tokens": "i32", "count": "i32"},
+        {"PIECES": 11, "TOP": 8, "SLOTS": 8, "EXPERTS": 128, "TOKENS": ours.CHOOSING},
         warps=ours.WARPS,
-        stages=ours.STAGES,
-    )
-    assert kernel.wgmma > 0 and kernel.mma == 0 and kernel.spills == 0, kernel
-    assert kernel.shared <= SHARED_BYTES, kernel
+    )  # fmt: skip
+    assert score.wgmma > 0 and score.mma == 0, score
+    for kernel in (score, choose):
+        assert kernel.spills == 0 and kernel.shared <= SHARED_BYTES, kernel
+
+
+def test_programs_of_the_26b_model_fill_an_h200() -> None:
+    tiles, steps = 256 // ours.TOKENS, 2816 * 2 // ours.STEP
+    assert steps % ours.PIECES == 0 and tiles * ours.PIECES >= 132

@@ -101,7 +101,7 @@ def held(ours: Tensor, reference: Tensor, truth: Tensor) -> dict[str, float]:
     assert size > 0 and off <= _MORE * usual + 1e-6 * size, (
         f"mean error {off:.3e}, the reference's is {usual:.3e}, of numbers of {size:.3e}"
     )
-    return {"error": off, "error_of_reference": usual, "size": size}
+    return {"mean_error": off, "mean_error_of_reference": usual, "size": size}
 
 
 def _experts(data: Data) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _experts_fp8(data: Data) -> dict[str, Any]:
 def _product_fp8(data: Data) -> dict[str, Any]:
     config, width = data.config, data.config.hidden_size
     weight_FD, scale_F = quantise_weight(data.normal(config.intermediate_size, width))
-    x_SD = data.tokens()
+    x_SD, scale_F = data.tokens(), scale_F.float()  # as a quantised layer holds it
     ours = fp8_linear(x_SD, weight_FD, scale_F)
     q_SD, scale_S = quantise_rows(x_SD)
     truth = (q_SD.float() @ weight_FD.float().T) * scale_S[:, None] * scale_F

@@ -19,6 +19,8 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffusiongemma.kernels.quantised import Rows
+from diffusiongemma.kernels.triton.eight import e4m3, empty, quantise, scale_of
 from diffusiongemma.kernels.triton.jit import jit
 
 
@@ -40,15 +42,13 @@ class Tile(NamedTuple):
     stages: int
 
 
-# Reckoned, not measured. The L2 cache brings a multiprocessor some 24 bytes in a clock, which asks
-# for 128 queries to each key that is read. 128 rows of 256 channels in float32 are 128 of the 255
-# registers of each of 256 threads, so 512 channels are the work of two programs, which both make
-# all scores. (With 64 rows and all channels in one program, Triton has both warp groups make the
-# same scores, and each key is read twice as often.) With two stages a tile is asked for only while
-# the last product with values runs; with four it has three rounds to come, which 256 channels have
-# room for: 64 kB of queries and four times 32 kB; 512 channels take 128 kB and twice 48 kB. To be
-# timed beside these, as they fit too: (128, 64, 1, 8, 2), and (128, 16, 2, 8, 3) for WIDE.
-NARROW = Tile(rows=128, keys=32, halves=1, warps=8, stages=4)
+# Measured on an H200, 256 queries over 1,280 keys, microseconds a layer with the second kernel.
+# 256 channels: 22.1 so, 23.6 with (128, 64, 1, 8, 2), 24.8 with (128, 32, 1, 8, 4), 27.6 with two
+# stages. 512 channels: 54.8 so, 55.4 with (64, 32, 2, 4, 2), 64.0 with (128, 16, 2, 8, 3): there
+# the accumulators of a tile are too many registers for one program, so two make all scores and half
+# of the values each. With a causal mask the first of these would spill registers.
+NARROW = Tile(rows=64, keys=64, halves=1, warps=4, stages=3)
+TEXT = Tile(rows=128, keys=32, halves=1, warps=8, stages=4)
 WIDE = Tile(rows=128, keys=32, halves=2, warps=8, stages=2)
 NARROW_CHANNELS = 256
 
@@ -145,12 +145,16 @@ def _combine(
     peak,
     mass,
     out,
+    scales,
     lines,
     H: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
+    EIGHT: tl.constexpr,
 ):
-    """Some heads of some queries, from what each share of their keys came to."""
+    """Some heads of some queries, from what each share of their keys came to; in e4m3 the heads of
+    one query, which have one scale.
+    """
     line = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = line < lines
     lane = tl.arange(0, H)
@@ -166,7 +170,14 @@ def _combine(
         x = tl.load(part + spot[:, None] * H + lane[None, :], mask=real[:, None], other=0.0)
         acc += shrink[:, None] * x
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
-    tl.store(out + line[:, None] * H + lane[None, :], acc, mask=real[:, None])
+    at = out + line[:, None] * H + lane[None, :]
+    if EIGHT:
+        acc = acc.to(tl.bfloat16).to(tl.float32)
+        scale = scale_of(tl.max(tl.max(tl.abs(acc), 1), 0))
+        tl.store(scales + tl.program_id(0), scale)
+        tl.store(at, e4m3(acc, scale))
+    else:
+        tl.store(at, acc, mask=real[:, None])
 
 
 def attend_canvas(
@@ -185,7 +196,20 @@ def attend_canvas(
         first_B: index of the first key that is seen, on the device, for each row.
         end_B: index after the last one.
     """
-    return _attention(q_BLNH, k_BKCH, v_BKCH, first_B, end_B, causal=False, window=None)
+    call = _Call(q_BLNH, k_BKCH, v_BKCH, first_B, end_B, causal=False, window=None)
+    return call.whole()
+
+
+def canvas_rows(
+    q_BLNH: Float[Tensor, "B L N H"],
+    k_BKCH: Float[Tensor, "B K C H"],
+    v_BKCH: Float[Tensor, "B K C H"],
+    first_B: Int[Tensor, " B"],
+    end_B: Int[Tensor, " B"],
+) -> Rows:
+    """`attend_canvas`, its heads side by side in e4m3: q (B * L, N * H), scale (B * L,)."""
+    call = _Call(q_BLNH, k_BKCH, v_BKCH, first_B, end_B, causal=False, window=None)
+    return call.rows()
 
 
 def attend_causal(
@@ -206,7 +230,21 @@ def attend_causal(
         end_B: index after the last one.
         window: how many keys a query sees at most, its own included; None for all.
     """
-    return _attention(q_BTNH, k_BKCH, v_BKCH, first_B, end_B, causal=True, window=window)
+    call = _Call(q_BTNH, k_BKCH, v_BKCH, first_B, end_B, causal=True, window=window)
+    return call.whole()
+
+
+def causal_rows(
+    q_BTNH: Float[Tensor, "B T N H"],
+    k_BKCH: Float[Tensor, "B K C H"],
+    v_BKCH: Float[Tensor, "B K C H"],
+    first_B: Int[Tensor, " B"],
+    end_B: Int[Tensor, " B"],
+    window: int | None,
+) -> Rows:
+    """`attend_causal`, its heads side by side in e4m3: q (B * T, N * H), scale (B * T,)."""
+    call = _Call(q_BTNH, k_BKCH, v_BKCH, first_B, end_B, causal=True, window=window)
+    return call.rows()
 
 
 def splits(tokens: int, heads: int, group: int, capacity: int, tile: Tile) -> int:
@@ -223,31 +261,54 @@ def splits(tokens: int, heads: int, group: int, capacity: int, tile: Tile) -> in
     return max(1, min(PROGRAMS // tiles, -(-capacity // SHARE)))
 
 
-def _attention(
-    q: Tensor, k: Tensor, v: Tensor, first: Tensor, end: Tensor, *, causal: bool, window: int | None
-) -> Tensor:
-    rows, tokens, heads, width = q.shape
-    shared, capacity = k.shape[1:3]
-    assert heads % shared == 0 and width >= 16 and width & (width - 1) == 0
-    assert q.is_contiguous() and k.is_contiguous() and v.is_contiguous()
-    tile = NARROW if width <= NARROW_CHANNELS else WIDE
-    group, lines = heads // shared, rows * tokens * heads
-    parts = splits(tokens, shared, group, capacity, tile)
-    out = torch.empty_like(q)
-    part, peak, mass = out, first, first  # of no use where one program sees all keys
-    if parts > 1:
-        part = q.new_empty(parts, lines, width, dtype=torch.float32)
-        peak, mass = q.new_empty(2, parts, lines, dtype=torch.float32)
-    grid = (triton.cdiv(tokens * group, tile.rows), parts * tile.halves, rows * shared)
-    _attend[grid](
-        q, k, v, first, end, part, peak, mass, tokens, capacity,
-        HEADS=shared, GROUP=group, H=width, CAUSAL=causal, WINDOW=window or 0, WHOLE=parts == 1,
-        HALVES=tile.halves, BLOCK_M=tile.rows, BLOCK_N=tile.keys,
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
-    if parts > 1:
+class _Call:
+    """One attention: the products when it is made, then what its shares come to."""
+
+    def __init__(
+        self, q: Tensor, k: Tensor, v: Tensor, first: Tensor, end: Tensor, *,
+        causal: bool, window: int | None,
+    ) -> None:  # fmt: skip
+        rows, tokens, heads, width = q.shape
+        shared, capacity = k.shape[1:3]
+        assert heads % shared == 0 and width >= 16 and width & (width - 1) == 0
+        assert q.is_contiguous() and k.is_contiguous() and v.is_contiguous()
+        tile = WIDE if width > NARROW_CHANNELS else TEXT if causal else NARROW
+        group, lines = heads // shared, rows * tokens * heads
+        parts = splits(tokens, shared, group, capacity, tile)
+        self.q, self.lines, self.parts = q, lines, parts
+        # Where one program sees all keys, peak and mass are of no use.
+        part, peak, mass = torch.empty_like(q), first, first
+        if parts > 1:
+            part = q.new_empty(parts, lines, width, dtype=torch.float32)
+            peak, mass = q.new_empty(2, parts, lines, dtype=torch.float32)
+        grid = (triton.cdiv(tokens * group, tile.rows), parts * tile.halves, rows * shared)
+        _attend[grid](
+            q, k, v, first, end, part, peak, mass, tokens, capacity, HEADS=shared, GROUP=group,
+            H=width, CAUSAL=causal, WINDOW=window or 0, WHOLE=parts == 1,
+            HALVES=tile.halves, BLOCK_M=tile.rows, BLOCK_N=tile.keys,
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+        self.shares = part, peak, mass
+
+    def whole(self) -> Tensor:
+        """In the format of the queries."""
+        if self.parts == 1:
+            return self.shares[0]
+        out, width = torch.empty_like(self.q), self.q.shape[-1]
         block = max(1, COMBINED // width)
-        _combine[(triton.cdiv(lines, block),)](
-            part, peak, mass, out, lines, H=width, SPLITS=parts, BLOCK=block
+        _combine[(triton.cdiv(self.lines, block),)](
+            *self.shares, out, out, self.lines, H=width, SPLITS=self.parts, BLOCK=block, EIGHT=False
         )
-    return out
+        return out
+
+    def rows(self) -> Rows:
+        """In e4m3, all heads of a query with one scale."""
+        heads, width = self.q.shape[2:]
+        if self.parts == 1 or heads & (heads - 1):
+            return quantise(self.whole().flatten(0, 1).flatten(1))
+        out = empty(self.lines // heads, heads * width, self.q)
+        _combine[(self.lines // heads,)](
+            *self.shares, *out, self.lines, H=width, SPLITS=self.parts, BLOCK=heads, EIGHT=True,
+            num_warps=8,
+        )  # fmt: skip
+        return out

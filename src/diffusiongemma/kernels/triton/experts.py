@@ -154,7 +154,7 @@ def _run(
     programs = first + blocks * len(tile)
     _gate_up[(programs,)](
         x, gate_up, middle, dense_x, dense_gate, dense_up, dense_middle, route, tile,
-        tokens, width, hidden, wide, first, _stride(first, programs), CHOSEN=chosen,
+        tokens, width, hidden, wide, first, stride(first, programs), CHOSEN=chosen,
         DENSE=dense is not None, EVEN=width % recipe.depth == 0, ROWS=UP_ROWS,
         DEPTH=recipe.depth, BLOCK_T=block, FIELDS=FIELDS,
         num_warps=recipe.warps, num_stages=recipe.stages,
@@ -165,7 +165,7 @@ def _run(
     programs = first + blocks * len(tile)
     _down[(programs,)](
         middle, down, answers, dense_middle, dense_down, dense_out, route, tile,
-        tokens, width, hidden, wide, first, _stride(first, programs), DENSE=dense is not None,
+        tokens, width, hidden, wide, first, stride(first, programs), DENSE=dense is not None,
         EVEN=hidden % recipe.depth == 0 and wide % recipe.depth == 0, ROWS=DOWN_ROWS,
         DEPTH=recipe.depth, BLOCK_T=block, FIELDS=FIELDS,
         num_warps=recipe.warps, num_stages=recipe.stages,
@@ -174,7 +174,7 @@ def _run(
     return dense_out, out
 
 
-def _stride(dense: int, programs: int) -> int:
+def stride(dense: int, programs: int) -> int:
     """Every how many programs one is of the dense branch, so that they fill half a launch."""
     return max(1, programs // (2 * max(1, dense)))
 

@@ -1,4 +1,4 @@
-"""Which experts a token goes to, in one launch.
+"""Which experts a token goes to, in two launches: scores in pieces, then their sum and the choice.
 
 Contract: Router of model/experts.py behind its norm. A token's scores are rounded to the weights'
 dtype, as a product there gives them; the best are chosen, of equal ones the lower number; their
@@ -6,6 +6,9 @@ weights are the softmax over all experts, in float32, renormed over the chosen o
 per expert. A row depends on its own token alone.
 
 Shares are exp(score) over the sum of the chosen ones: what the softmax divides by falls out.
+
+In one launch the programs that have all scores of their tokens were 16, each of which read the
+whole weight: 12.9 us of an H200 for 256 tokens. So channels are shared out too.
 """
 
 import torch
@@ -16,12 +19,12 @@ from torch import Tensor
 
 from diffusiongemma.kernels.triton.jit import jit
 
-# A program has all scores of its tokens, so there are few programs (16 of a canvas) and each reads
-# the whole weight: it has to have as much in flight as a multiprocessor can (four steps of 36 KiB).
-TOKENS = 16
+TOKENS = 16  # of a program of the first launch
 STEP = 256  # bytes of a row that a step takes
+PIECES = 11  # of a row at most; 2,816 channels of bfloat16 are 22 steps, two for each
+STAGES = 3
+CHOOSING = 4  # tokens of a program of the second launch
 WARPS = 4
-STAGES = 5
 
 
 def route(
@@ -42,14 +45,22 @@ def route(
     count, depth = len(weight_ED), STEP // weight_ED.itemsize
     expert_SG = normed_SD.new_empty(tokens, top, dtype=torch.int64)
     share_SG = normed_SD.new_empty(tokens, top, dtype=torch.float32)
-    if tokens:
-        _route[(triton.cdiv(tokens, TOKENS),)](
-            normed_SD.contiguous(), weight_ED.contiguous(), expert_scale_E.contiguous(),
-            expert_SG, share_SG, tokens, width, count,
-            TOP=top, SLOTS=triton.next_power_of_2(top), EVEN=width % depth == 0,
-            EXPERTS=max(64, triton.next_power_of_2(count)), DEPTH=depth, TOKENS=TOKENS,
-            num_warps=WARPS, num_stages=STAGES,
-        )  # fmt: skip
+    if not tokens:
+        return expert_SG, share_SG
+    steps, experts = -(-width // depth), max(64, 1 << (count - 1).bit_length())
+    each = -(-steps // PIECES)
+    pieces = -(-steps // each)
+    scores = normed_SD.new_empty(pieces, tokens, experts, dtype=torch.float32)
+    _score[(triton.cdiv(tokens, TOKENS), pieces)](
+        normed_SD.contiguous(), weight_ED.contiguous(), scores, tokens, width, count,
+        EACH=each, EVEN=width % (depth * each) == 0, EXPERTS=experts, DEPTH=depth, TOKENS=TOKENS,
+        num_warps=WARPS, num_stages=STAGES,
+    )  # fmt: skip
+    _choose[(triton.cdiv(tokens, CHOOSING),)](
+        scores, weight_ED, expert_scale_E.contiguous(), expert_SG, share_SG, tokens, count,
+        PIECES=pieces, TOP=top, SLOTS=triton.next_power_of_2(top), EXPERTS=experts,
+        TOKENS=CHOOSING, num_warps=WARPS,
+    )  # fmt: skip
     return expert_SG, share_SG
 
 
@@ -60,29 +71,29 @@ def _turned(bits):
 
 
 @jit
-def _route(
+def _score(
     x_ptr,
     weight_ptr,
-    scale_ptr,
-    expert_ptr,
-    share_ptr,
+    score_ptr,
     tokens,
     width,
     count,
-    TOP: tl.constexpr,
-    SLOTS: tl.constexpr,
+    EACH: tl.constexpr,
     EVEN: tl.constexpr,
     EXPERTS: tl.constexpr,
     DEPTH: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
+    """All experts' scores of some tokens, as far as one piece of the channels makes them."""
     t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     e = tl.arange(0, EXPERTS)
     k = tl.arange(0, DEPTH)
+    begin = tl.program_id(1) * (EACH * DEPTH)
     x_at = x_ptr + t[:, None] * width + k[None, :]
     weight_at = weight_ptr + tl.minimum(e, count - 1)[:, None] * width + k[None, :]
     scores = tl.zeros([EXPERTS, TOKENS], tl.float32)
-    for start in range(0, width, DEPTH):
+    for step in range(EACH):
+        start = begin + step * DEPTH
         if EVEN:
             x = tl.load(x_at + start, mask=t[:, None] < tokens, other=0.0)
             w = tl.load(weight_at + start)
@@ -92,6 +103,33 @@ def _route(
             w = tl.load(weight_at + start, mask=inside, other=0.0)
         # For float32 weights; bfloat16 has one precision.
         scores = tl.dot(w, tl.trans(x), scores, input_precision="ieee")
+    out = score_ptr + (tl.program_id(1) * tokens + t).to(tl.int64)[None, :] * EXPERTS + e[:, None]
+    tl.store(out, scores, mask=t[None, :] < tokens)
+
+
+@jit
+def _choose(
+    score_ptr,
+    weight_ptr,
+    scale_ptr,
+    expert_ptr,
+    share_ptr,
+    tokens,
+    count,
+    PIECES: tl.constexpr,
+    TOP: tl.constexpr,
+    SLOTS: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    TOKENS: tl.constexpr,
+):
+    """Some tokens' experts. The weights are not read, but say what scores are rounded to."""
+    t = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    e = tl.arange(0, EXPERTS)
+    at = score_ptr + t.to(tl.int64)[None, :] * EXPERTS + e[:, None]
+    scores = tl.zeros([EXPERTS, TOKENS], tl.float32)
+    for piece in tl.static_range(PIECES):
+        offset = tokens.to(tl.int64) * (piece * EXPERTS)
+        scores += tl.load(at + offset, mask=t[None, :] < tokens, other=0.0)
     scores = scores.to(weight_ptr.dtype.element_ty).to(tl.float32)
 
     # A score and its expert in one whole number, so that the largest is the one to take.
