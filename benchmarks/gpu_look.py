@@ -183,32 +183,31 @@ class Look:
         room, recipe, layers = experts_fp8 if fp8 else experts, experts.Recipe, len(model.blocks)
         x = torch.randn(256, self.config.hidden_size, device=self.device).bfloat16()
         routes, deep = _routes(model), 128 if fp8 else 64
-        up, down, rows = room.UP[32], room.DOWN[32], room.DOWN_ROWS
+        usual = (room.UP[32], room.DOWN[32], room.UP_ROWS, room.DOWN_ROWS)
+        up, down, wide, tall = usual
         cases = [
-            (up, down, rows),
-            (recipe(deep, 4, 3), down, rows),
-            (recipe(deep, 4, 4), down, rows),
-            *[(up, recipe(64, 4, stages), rows) for stages in (3, 5)],
-            *[(up, recipe(64, 4, stages), 64) for stages in (4, 6, 8)],
-            *[(up, recipe(64, 8, stages), 256) for stages in (3, 4)],
-            *[(up, recipe(128, 4, stages), rows) for stages in (2, 3, 4)],
-            *[(up, recipe(128, 4, stages), 64) for stages in (3, 4)],
-        ]
-        for one, two, many in cases:
-            room.UP[32], room.DOWN[32], room.DOWN_ROWS = one, two, many
+            usual, (recipe(deep, 4, 3), down, wide, tall), (recipe(deep, 4, 4), down, wide, tall),
+            (up, recipe(64, 4, 4), wide, tall),
+            *[(recipe(deep, 8, stages), down, 128, tall) for stages in (2, 3, 4, 5)],
+            (recipe(deep, 4, 3), down, 128, tall),
+            *[(up, recipe(down.depth, 8, stages), wide, 256) for stages in (2, 3)],
+            *[(up, recipe(down.depth, 8, stages), wide, tall) for stages in (3, 4)],
+        ]  # fmt: skip
+        for one, two, many, more in cases:
+            room.UP[32], room.DOWN[32], room.UP_ROWS, room.DOWN_ROWS = one, two, many, more
             name = (
-                f"up {one.depth} x {one.stages} of {one.warps} warps, "
-                f"down {many} rows {two.depth} x {two.stages} of {two.warps}"
+                f"up {many} rows {one.depth} x {one.stages} of {one.warps} warps, "
+                f"down {more} rows {two.depth} x {two.stages} of {two.warps}"
             )
             self._tile(name, lambda: parts._experts(model, x, routes), layers)
-        room.UP[32], room.DOWN[32], room.DOWN_ROWS = up, down, rows
+        room.UP[32], room.DOWN[32], room.UP_ROWS, room.DOWN_ROWS = usual
         whole = self.clock.seconds(lambda: parts._experts(model, x, routes))
         self._profile("experts", lambda: parts._experts(model, x, routes), whole)
-        usual = room.tokens_of_a_tile
+        tokens = room.tokens_of_a_tile
         for block in (16, 64):
             room.tokens_of_a_tile = lambda a, b, n=block: n
             self._tile(f"{block} tokens a tile", lambda: parts._experts(model, x, routes), layers)
-        room.tokens_of_a_tile = usual
+        room.tokens_of_a_tile = tokens
 
 
 def _first(steps: Steps) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import right_interpreter
-from diffusiongemma.model import fused, slots
+from diffusiongemma.kernels import slots as kernel_slots
+from diffusiongemma.model import fused, read, slots
 from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.init import initialise
 from diffusiongemma.model.model import DiffusionGemma
@@ -109,3 +110,59 @@ def test_weights_are_joined_once_and_stay_what_they_were() -> None:
     assert again.data_ptr() == whole.data_ptr() and torch.equal(again, whole)
     for layer, weight in zip(layers, before, strict=True):
         assert torch.equal(layer.weight, weight)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("capacity", [90, None], ids=["fixed", "growing"])
+@pytest.mark.parametrize("fp8", [False, True], ids=["bfloat16", "fp8"])
+def test_a_text_is_read_as_it_is_written(
+    fp8: bool, capacity: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks that fill a window, overflow it, and are no multiple of anything; two ragged rows."""
+    model = _loud()
+    model = quantise(model) if fp8 else model
+    dice = torch.Generator().manual_seed(9)
+    chunks = [torch.randint(0, 101, (2, tokens), generator=dice) for tokens in (5, 33, 1, 14)]
+    seen = []
+    for quick in (False, True):
+        context, hidden = model.context(2, capacity), []
+        with monkeypatch.context() as patch:
+            if quick:
+                for room in (read, kernel_slots):
+                    patch.setattr(room, "triton", lambda x: True)
+                patch.setattr(DiffusionGemma, "_encode", None)  # nobody may take the plain way
+            for number, ids in enumerate(chunks):
+                lengths = torch.tensor([ids.shape[1], 0 if number == 2 else ids.shape[1] - 3])
+                hidden.append(model.encode(model.embed(ids), context, lengths))
+        seen.append((context, torch.cat(hidden, 1).float()))
+    (plain, said), (other, found) = seen
+    most, allowed = (0.9, 0.4) if fp8 else (1.0, 0.2)
+    off = (said - found).abs()
+    assert float(off.amax(-1).quantile(most)) < allowed and float(off.mean()) < allowed / 10
+    assert plain.lengths == other.lengths == [53, 43]
+    for row, twin in zip(plain.rows, other.rows, strict=True):
+        assert not twin.torn
+        for store, copy in zip(row.stores, twin.stores, strict=True):
+            assert (store.start, store.length) == (copy.start, copy.length)
+            for one, two in zip(store.read(store.start), copy.read(copy.start), strict=True):
+                off = (one.float() - two.float()).abs() - 0.05 * one.float().abs()
+                assert float(off.amax(-1).flatten().quantile(most)) < allowed
+    canvas = torch.randint(0, 101, (2, 16), generator=dice)
+    for context in (plain, other):  # what comes after can go on from it
+        assert model.denoise(canvas, None, context).isfinite().all()
+
+
+@torch.no_grad()
+def test_a_row_with_an_image_is_read_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, dice = _loud(), torch.Generator().manual_seed(9)
+    inputs = model.embed(torch.randint(0, 101, (2, 20), generator=dice))
+    inputs.span_BT[1, 4:9] = 0
+    context, taken = model.context(2), []
+    real = DiffusionGemma._encode
+    monkeypatch.setattr(
+        DiffusionGemma, "_encode", lambda *given: taken.append(given[2].rows) or real(*given)
+    )
+    for room in (read, kernel_slots):
+        monkeypatch.setattr(room, "triton", lambda x: True)
+    model.encode(inputs, context)
+    assert taken == [[context.rows[1]]] and context.lengths == [20, 20]

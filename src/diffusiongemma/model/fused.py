@@ -19,9 +19,11 @@ from diffusiongemma.model.block import Block
 from diffusiongemma.model.experts import Experts
 from diffusiongemma.model.layers import Linear, project
 from diffusiongemma.model.model import DiffusionGemma
-from diffusiongemma.model.slots import Advance, Piece, Refine
+from diffusiongemma.model.piece import Piece
+from diffusiongemma.model.read import Read
+from diffusiongemma.model.slots import Advance, Refine
 
-Through = Refine | Advance
+Through = Refine | Advance | Read
 
 
 def trunk(
@@ -37,7 +39,7 @@ def trunk(
     from diffusiongemma.kernels.triton import eight as rounded
     from diffusiongemma.kernels.triton import residual, router
 
-    blocks = [block for block in model.blocks if isinstance(block, Block)]
+    blocks = blocks_of(model)
     eight = [_eight(block) for block in blocks]
     eps, turns = model.config.rms_norm_eps, _turns(model, through)
     scalars = through.scalars(blocks)
@@ -66,6 +68,11 @@ def trunk(
         )  # fmt: skip
     assert isinstance(normed, Tensor)
     return normed
+
+
+def blocks_of(model: DiffusionGemma) -> list[Block]:
+    """The layers, known as such."""
+    return [block for block in model.blocks if isinstance(block, Block)]
 
 
 def _eight(block: Block) -> bool:
@@ -112,8 +119,8 @@ def _attention(
 ) -> Float[Tensor, "S D"]:
     from diffusiongemma.kernels.triton.norm_rope import norm_rope_write
 
-    layer, width = attention.number, through.slots.width
-    k_BKCH, v_BKCH = through.slots.buffers[layer]
+    layer, width = attention.number, through.width
+    k_BKCH, v_BKCH = through.buffers[layer]
     qkv_SF, parts = _projected(attention, x), []
     heads = attention.q.weight.shape[0] // attention.head_dim
     for piece in through.pieces(layer):
@@ -136,9 +143,9 @@ def _rows(q_BTNH: Tensor, layer: int, piece: Piece, through: Through) -> Rows:
     """`Through.over`, in e4m3."""
     from diffusiongemma.kernels.triton import attention as quick
 
-    given = (q_BTNH, *through.slots.buffers[layer], piece.first_B, piece.end_B)
+    given = (q_BTNH, *through.buffers[layer], piece.first_B, piece.end_B)
     if piece.causal:
-        return quick.causal_rows(*given, through.slots.windows[layer])
+        return quick.causal_rows(*given, through.windows[layer])
     return quick.canvas_rows(*given)
 
 

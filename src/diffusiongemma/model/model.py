@@ -17,10 +17,10 @@ from diffusiongemma.core.errors import ContextError, InputError
 from diffusiongemma.core.patches import Patches
 from diffusiongemma.kernels import readout as reading
 from diffusiongemma.kernels.norm_rope import frequencies, rotation
-from diffusiongemma.model import masks
+from diffusiongemma.model import masks, read
 from diffusiongemma.model.block import Block
 from diffusiongemma.model.config import ModelConfig
-from diffusiongemma.model.context import Context
+from diffusiongemma.model.context import Context, Row
 from diffusiongemma.model.layers import Embedding, RMSNorm
 from diffusiongemma.model.native import Call, native
 from diffusiongemma.model.passes import Denoise, Encode, Pass
@@ -182,17 +182,37 @@ class DiffusionGemma(nn.Module):
         text = self.vision is None and not bool((inputs.span_BT >= 0).any())
         if whole is not None and text and len(packed) == sum(lengths):
             hidden_SD = whole.encode(packed, lengths)
+        elif read.takes(packed):
+            rows_of = zip(context.rows, packed.split(lengths), spans, strict=True)
+            hidden_SD = torch.cat([self._read(*one) for one in rows_of])
         else:
-            through = Encode(self.config, context, spans)
-            for row, length in zip(context.rows, lengths, strict=True):
-                row.torn = length > 0  # until every layer has written
-            hidden_SD = self.trunk(packed, through)
-            through.finish()
+            hidden_SD = self._encode(packed, context, spans)
         parts = hidden_SD.split(lengths)
         padded = [
             torch.cat([part, part.new_zeros(tokens - len(part), part.shape[1])]) for part in parts
         ]
         return torch.stack(padded)
+
+    def _encode(self, packed_SD: Tensor, context: Context, spans: Sequence[Tensor]) -> Tensor:
+        through = Encode(self.config, context, spans)
+        for row, span in zip(context.rows, spans, strict=True):
+            row.torn = len(span) > 0  # until every layer has written
+        hidden_SD = self.trunk(packed_SD, through)
+        through.finish()
+        return hidden_SD
+
+    def _read(self, row: Row, x_SD: Tensor, span: Tensor) -> Tensor:
+        """One row by itself, with fused kernels if it is nothing but text."""
+        if not len(x_SD):
+            return x_SD
+        if bool((span >= 0).any()):
+            return self._encode(x_SD, Context([row], self.device), [span])
+        from diffusiongemma.model import fused
+
+        through = read.Read(row, len(x_SD))
+        hidden_SD = fused.trunk(self, through.begin(fused.blocks_of(self), x_SD), through)
+        through.finish()
+        return hidden_SD[: len(x_SD)]
 
     def denoise(
         self,

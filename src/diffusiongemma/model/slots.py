@@ -15,7 +15,6 @@ next canvas sees them as context. Lossless: each row gets what two forwards woul
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,6 +26,7 @@ from diffusiongemma.kernels.slots import attend_canvas, attend_causal, write
 from diffusiongemma.model.block import Block
 from diffusiongemma.model.context import Context, Fixed
 from diffusiongemma.model.model import DiffusionGemma
+from diffusiongemma.model.piece import Piece
 
 
 class Slots:
@@ -93,26 +93,6 @@ class Slots:
                 store.used += tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Equally many tokens of every row that attend in one way.
-
-    Attributes:
-        part: which of the packed tokens.
-        at_B: index in the buffers where each row's first token goes.
-        end_B: index behind each row's last token.
-        first_B: oldest index that they see.
-        causal: whether a token sees only what lies before it, within the window; if not, it sees
-            all of its piece.
-    """
-
-    part: slice
-    at_B: Int[Tensor, " B"]
-    end_B: Int[Tensor, " B"]
-    first_B: Int[Tensor, " B"]
-    causal: bool
-
-
 class _Through:
     """A pass over slots: its tokens come in pieces, whose places are the same in all layers of a
     kind.
@@ -122,23 +102,23 @@ class _Through:
 
     def __init__(self, slots: Slots) -> None:
         self.slots = slots
+        self.width, self.buffers, self.windows = slots.width, slots.buffers, slots.windows
         self._pieces: dict[int | None, list[Piece]] = {}
 
     def pieces(self, layer: int) -> list[Piece]:
         """In the order in which they write and attend."""
-        window = self.slots.windows[layer]
+        window = self.windows[layer]
         if window not in self._pieces:
             self._pieces[window] = self._cut(window)
         return self._pieces[window]
 
     def attend(self, layer: int, q_SNH: Tensor, k_SKH: Tensor, v_SKH: Tensor) -> Tensor:
         """Each piece is written to its place, then sees what it may."""
-        k_BKCH, v_BKCH = self.slots.buffers[layer]
+        k_BKCH, v_BKCH = self.buffers[layer]
         parts = []
         for piece in self.pieces(layer):
             q_BTNH, k_BTKH, v_BTKH = (
-                one[piece.part].unflatten(0, (-1, self.slots.width))
-                for one in (q_SNH, k_SKH, v_SKH)
+                one[piece.part].unflatten(0, (-1, self.width)) for one in (q_SNH, k_SKH, v_SKH)
             )
             write(k_BKCH, k_BTKH, piece.at_B)
             write(v_BKCH, v_BTKH, piece.at_B)
@@ -147,9 +127,9 @@ class _Through:
 
     def over(self, layer: int, piece: Piece, q_BTNH: Tensor) -> Tensor:
         """Attention of a piece whose keys and values are written."""
-        k_BKCH, v_BKCH = self.slots.buffers[layer]
+        k_BKCH, v_BKCH = self.buffers[layer]
         if piece.causal:
-            window = self.slots.windows[layer]
+            window = self.windows[layer]
             return attend_causal(q_BTNH, k_BKCH, v_BKCH, piece.first_B, piece.end_B, window)
         return attend_canvas(q_BTNH, k_BKCH, v_BKCH, piece.first_B, piece.end_B)
 

@@ -96,6 +96,19 @@ def test_groups_two_by_two_add_up_as_one_by_one(
     assert torch.equal(*said)
 
 
+@pytest.mark.parametrize("hidden", [64, 192, 256], ids=["half a program", "odd", "even"])
+def test_programs_of_two_groups_answer_as_those_of_one(
+    hidden: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weight = normal(9, 64), weights(64, hidden, 4)
+    given = (x, *routes(9, 4, 2), *quantise_rows(weight[0]), *quantise_rows(weight[1]))
+    said = []
+    for rows in (64, 128):
+        monkeypatch.setattr(ours, "UP_ROWS", rows)
+        said.append(ours.experts_fp8(*given))
+    assert torch.equal(*said)
+
+
 def test_no_tokens() -> None:
     gate_up, down = weights(64, 64, 8)
     eight = (*quantise_rows(gate_up), *quantise_rows(down))
@@ -170,7 +183,8 @@ def test_the_products_compiled_at_26b(block: int, dense: bool) -> None:
     up = built(
         f"{MODULE}:_gate_up_fp8",
         pointers("x gate_up hidden dense_x dense_gate dense_up dense_hidden", EIGHT) | planned,
-        {"CHOSEN": 8, "EVEN": True, "ROWS": ours.UP_ROWS, "DEPTH": recipe.depth, **fixed},
+        {"CHOSEN": 8, "EVEN": True, "ROWS": ours.UP_ROWS, "GROUP": 64, "DEPTH": recipe.depth,
+         **fixed},
         warps=recipe.warps, stages=recipe.stages,
     )  # fmt: skip
     recipe = ours.DOWN[block]

@@ -140,7 +140,7 @@ def _attention(model: DiffusionGemma, steps: Steps, x_SD: Tensor) -> None:
     for number, layer in enumerate(model.config.layers):
         heads, keys = model.config.num_attention_heads, layer.num_key_value_heads
         wide = x_SD.repeat(1, -(-heads * layer.head_dim // x_SD.shape[1]))
-        q_SNH = wide[:, : heads * layer.head_dim].unflatten(-1, (heads, -1))
+        q_SNH = wide[:, : heads * layer.head_dim].contiguous().unflatten(-1, (heads, -1))
         k_SKH = wide[:, : keys * layer.head_dim].unflatten(-1, (keys, -1))
         through.attend(number, q_SNH, k_SKH, k_SKH)
 

@@ -19,7 +19,6 @@ from diffusiongemma.kernels.quantised import E4M3, Rows
 from diffusiongemma.kernels.triton.eight import e4m3, quantise, scale_of
 from diffusiongemma.kernels.triton.experts import (
     DOWN_ROWS,
-    UP_ROWS,
     Recipe,
     dealt,
     stride,
@@ -35,20 +34,20 @@ from diffusiongemma.kernels.triton.experts_parts import (
 from diffusiongemma.kernels.triton.jit import jit
 from diffusiongemma.kernels.triton.plan import FIELDS, plan
 
-assert UP_ROWS == GROUP  # a program's hidden channels have one scale
-
-# By tokens of a tile. 128 numbers of a row are 128 bytes; the way back has a scale every 64. Its
-# blocks are short, eleven steps, so more of them side by side count for more than steps in flight:
-# measured on an H200, all launches of a layer take 237 us with 4 stages, 240 with 6, 254 with 8.
+UP_ROWS = 64  # hidden channels of a program, whole groups
+# By tokens of a tile. 128 numbers of a row are 128 bytes; on the way back they are two groups with
+# a scale each. Its blocks are short, so more of them side by side count for more than steps in
+# flight. Measured on an H200, all launches of a layer with 256 tokens spread evenly take 229 us so;
+# with 64 numbers a step 237 with 4 stages, 240 with 6, 254 with 8.
 UP = {
     16: Recipe(depth=128, stages=6),
     32: Recipe(depth=128, stages=5),
     64: Recipe(depth=128, stages=4),
 }
 DOWN = {
-    16: Recipe(depth=GROUP, stages=4),
-    32: Recipe(depth=GROUP, stages=4),
-    64: Recipe(depth=GROUP, stages=4),
+    16: Recipe(depth=2 * GROUP, stages=3),
+    32: Recipe(depth=2 * GROUP, stages=3),
+    64: Recipe(depth=2 * GROUP, stages=3),
 }
 
 Weight = tuple[Tensor, Tensor]
@@ -139,13 +138,13 @@ def _run(
     route, tile, _ = plan(expert_SG, count, block)
     middle, dense_middle = _grouped(routes, hidden, x.q), _grouped(tokens, wide, x.q)
     tiles, recipe = ceil(tokens, block) if dense else 0, UP[block]
-    first = tiles * (wide // UP_ROWS)
-    programs = first + hidden // UP_ROWS * len(tile)
+    first = tiles * ceil(wide, UP_ROWS)
+    programs = first + ceil(hidden, UP_ROWS) * len(tile)
     _gate_up_fp8[(programs,)](
         *x, *gate_up, *middle, *dense_x, *dense_gate, *dense_up, *dense_middle, route, tile,
         tokens, routes, width, hidden, wide, first, stride(first, programs), CHOSEN=chosen,
         DENSE=dense is not None, EVEN=width % recipe.depth == 0, ROWS=UP_ROWS,
-        DEPTH=recipe.depth, BLOCK_T=block, FIELDS=FIELDS,
+        GROUP=GROUP, DEPTH=recipe.depth, BLOCK_T=block, FIELDS=FIELDS,
         num_warps=recipe.warps, num_stages=recipe.stages,
     )  # fmt: skip
     answers, recipe = out.new_empty(routes, width), DOWN[block]
@@ -197,14 +196,15 @@ def _gate_up_fp8(
     DENSE: tl.constexpr,
     EVEN: tl.constexpr,
     ROWS: tl.constexpr,
+    GROUP: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCK_T: tl.constexpr,
     FIELDS: tl.constexpr,
 ):
-    # As _gate_up of experts.py; hidden vectors are whole programs long.
+    # As _gate_up of experts.py; a program's channels are whole groups, and so are hidden vectors.
     t = tl.arange(0, BLOCK_T)
     dense, number = dealt(dense_programs, stride)
-    blocks = hidden // ROWS
+    blocks = tl.cdiv(hidden, ROWS)
     block = number % blocks
     expert, first, rows = tile_of(tile_ptr, number // blocks, not dense, FIELDS)
     source = tl.load(route_ptr + first + t, mask=t < rows, other=0) // CHOSEN
@@ -229,20 +229,27 @@ def _gate_up_fp8(
         return
 
     f = block * ROWS + tl.arange(0, ROWS)
-    weight = f[:, None] * width
+    row = tl.minimum(f, channels - 1)
+    weight = row[:, None] * width
     token = source.to(tl.int64)[:, None] * width
     live = t[:, None] < rows
     gates, ups = gate_and_up(
         x + token, gate + weight, up + weight, live, width, EVEN, ROWS, DEPTH, BLOCK_T
     )
     of_token = tl.load(x_scale + source, mask=t < rows, other=0.0)
-    gates = gates * tl.load(gate_scale + f)[:, None] * of_token[None, :]
-    ups = ups * tl.load(up_scale + f)[:, None] * of_token[None, :]
+    gates = gates * tl.load(gate_scale + row)[:, None] * of_token[None, :]
+    ups = ups * tl.load(up_scale + row)[:, None] * of_token[None, :]
     value = gelu_tanh(gates) * ups
-    scale = scale_of(tl.max(tl.abs(value), 0))
-    tl.store(out_scale + block * places + first + t, scale, mask=t < rows)
+    GROUPS: tl.constexpr = ROWS // GROUP
+    grouped = tl.reshape(value, (GROUPS, GROUP, BLOCK_T))
+    scale = scale_of(tl.max(tl.abs(grouped), 1))
+    group = block * GROUPS + tl.arange(0, GROUPS)
+    scale_at = group[:, None] * places + first + t[None, :]
+    real = (group[:, None] * GROUP < channels) & (t[None, :] < rows)
+    tl.store(out_scale + scale_at, scale, mask=real)
+    rounded = tl.reshape(e4m3(grouped, scale[:, None, :]), (ROWS, BLOCK_T))
     out_at = (first + t).to(tl.int64)[None, :] * channels + f[:, None]
-    tl.store(out + out_at, e4m3(value, scale[None, :]), mask=t[None, :] < rows)
+    tl.store(out + out_at, rounded, mask=(t[None, :] < rows) & (f[:, None] < channels))
 
 
 @jit
