@@ -2,19 +2,25 @@
 
     python recipes/edition.py runs/edition --start src/diffusiongemma/small
     python recipes/edition.py runs/later --start recipes/edition --from-step 9000
+    python recipes/edition.py runs/quick --device cuda --minutes 3 --workers 14 --rows 52 --look 0 \
+        --set batch=128 lr=0.004 warmup=300 lr_end=0.01 ema=0.998 save_every=2000
 
 The first grows the shipped weights (three layers and wider branches, which change nothing at first)
 and trains them on `evals.tasks.NEXT`. A later sitting goes on from the weights that the one before
-has left, with new problems, as the number of a step decides what it is shown.
+has left, with new problems, as the number of a step decides what it is shown. The last is for a GPU
+and an end by the clock: each step learns from a sheet, in which problems of all kinds share rows.
 """
 
 import argparse
+import contextlib
+import functools
 import itertools
 import json
 import random
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +28,9 @@ import torch
 
 from diffusiongemma.checkpoint.save import save_model
 from diffusiongemma.core.atomic import replacing
-from diffusiongemma.core.device import choose
+from diffusiongemma.core.device import Device, choose
 from diffusiongemma.dialog import tokenizer as words
+from diffusiongemma.dialog.caged import Renderer
 from diffusiongemma.dialog.chat import Chat, SpecialIds
 from diffusiongemma.diffusion.config import SamplerConfig
 from diffusiongemma.engine.gemma import Gemma
@@ -34,10 +41,13 @@ from diffusiongemma.evals.tasks import NEXT
 from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.init import initialise
 from diffusiongemma.model.model import DiffusionGemma
+from diffusiongemma.train.ahead import Ahead
 from diffusiongemma.train.config import TrainConfig
 from diffusiongemma.train.data import Example, Source
+from diffusiongemma.train.lesson import Sheets
 from diffusiongemma.train.live import Live
 from diffusiongemma.train.loop import train
+from diffusiongemma.train.sheet import Form, Sheet
 
 TEMPLATE = Path(__file__).parent / "words" / "chat_template.jinja"
 SHIPPED = Path(__file__).parent.parent / "src" / "diffusiongemma" / "small"
@@ -54,6 +64,7 @@ ROUND: tuple[dict[str, int], ...] = (
     *[{"thinking": 1}] * 2, *[{"two turns": 1}] * 2, *[{"tool call": 1}] * 2,
 )  # fmt: skip
 ORDER = (0, 8, 1, 10, 2, 12, 3, 14, 4, 9, 5, 11, 6, 13, 7, 15)
+LENGTH = 384  # of a sheet's rows: the longest examples, those with a tool, take 362 of it
 TALKS = 7  # of sixteen: the batch whose questions have another conversation before them
 
 
@@ -113,6 +124,61 @@ def write_words(folder: Path) -> None:
         shutil.copy(TEMPLATE, scratch / "chat_template.jinja")
 
 
+class Trusted:
+    """A template of our own, rendered here and not in a cage: a quarter of the time."""
+
+    def __init__(self, path: Path) -> None:
+        self._renderer = Renderer(path.read_text(encoding="utf-8"))
+
+    def render(self, variables: dict[str, Any]) -> str:
+        """As `Template.render`."""
+        asked = {"variables": variables, "characters": 1 << 18, "now": "2026-01-01"}
+        kind, text = self._renderer.render(asked)
+        if kind != "text":
+            raise ValueError(f"the template fails on {variables}: {kind} {text}")
+        return text
+
+
+def chat_of(folder: Path) -> Chat:
+    """The words of a folder that this recipe wrote."""
+    tokenizer = words.Tokenizer.from_folder(folder)
+    assert tokenizer is not None
+    chat = Chat.from_folder(folder, tokenizer, SpecialIds(eos_token_id=ENDS))
+    trusted: Any = Trusted(folder / "chat_template.jinja")
+    chat.template = trusted
+    return chat
+
+
+@dataclass
+class Sheeter:
+    """The sheet of a step; goes to another process by its fields.
+
+    Attributes:
+        folder: of the words.
+        batch: examples a step, of every kind among sixteen.
+        first: the step that this sitting begins with.
+        form: of the sheets.
+    """
+
+    folder: Path
+    batch: int
+    first: int
+    form: Form
+
+    def __call__(self, step: int) -> Sheet:
+        """The same from whatever process."""
+        number = (self.first + step) * self.batch
+        feed = _mixed(self.folder)
+        examples = [feed(number + n) for n in range(self.batch)]
+        return self.form.lay(examples, f"{self.first + step}")
+
+
+@functools.lru_cache
+def _mixed(folder: Path) -> Source:
+    """Every kind among sixteen examples, where `source` has one in a batch."""
+    return source(chat_of(folder), 1, 0)
+
+
 def source(chat: Chat, batch: int, first: int) -> Source:
     """Examples by number; `first` is the step that this sitting begins with."""
     mark = {name: chat.tokenizer.id(name) for name in _MARKS}
@@ -166,9 +232,8 @@ def _used(asked: Problem) -> list[dict[str, Any]]:
     ]
 
 
-def gemma_of(model: DiffusionGemma, chat: Chat, folder: Path) -> Gemma:
+def gemma_of(model: DiffusionGemma, chat: Chat, folder: Path, place: Device) -> Gemma:
     """The network in training with its words."""
-    place = choose("cpu", "float32", "float32")
     return Gemma(
         model, chat=chat, sampler=SAMPLER, eos=frozenset((*ENDS, 13)), banned=list(IMAGES),
         device=place, folder=folder,
@@ -183,46 +248,93 @@ def write(model: DiffusionGemma, words_folder: Path, folder: Path) -> None:
     save_model(model, folder, extra=extra, files=files, overwrite=True)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Grow or go on, train, write."""
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """What is asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--start", type=Path, default=SHIPPED, metavar="FOLDER")
     parser.add_argument("--from-step", type=int, default=0, metavar="N", help="of the whole run")
-    parser.add_argument("--look", type=int, default=4, metavar="N", help="every Nth checkpoint")
+    parser.add_argument(
+        "--look", type=int, default=4, metavar="N", help="every Nth checkpoint; 0 never"
+    )
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; a GPU if there is one")
+    parser.add_argument("--minutes", type=float, metavar="M", help="end by the clock, not by steps")
+    parser.add_argument("--rows", type=int, metavar="B", help="learn from sheets of so many rows")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="that make sheets")
     given = parser.parse_args(argv)
+    if given.workers and given.rows is None:
+        parser.error("--workers make sheets; say of how many rows with --rows")
+    return given
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Grow or go on, train, write."""
+    given = arguments(argv)
     torch.set_num_threads(given.threads)
+    place = choose(given.device, "float32", "float32")
     changes = {name: json.loads(value) for name, value in (s.split("=", 1) for s in given.set)}
     usual = {"steps": 9000, "batch": 16, "lr": 2e-3, "prompt_weight": 0.02, "save_every": 250}
+    if given.minutes is not None:
+        usual["steps"] = 10**6  # more than there is time for
     config = TrainConfig(**(usual | changes))
     write_words(given.folder / "words")
-    tokenizer = words.Tokenizer.from_folder(given.folder / "words")
-    assert tokenizer is not None
-    chat = Chat.from_folder(given.folder / "words", tokenizer, SpecialIds(eos_token_id=ENDS))
-    model = load(str(given.start), dtype="float32").model
-    if len(model.blocks) == 6:
-        model = grown(model, config.seed)
-    count = sum(p.numel() for p in model.parameters())
-    print(f"{count:,} parameters; {config}", file=sys.stderr)
-    gemma = gemma_of(model, chat, given.folder)
+    with contextlib.ExitStack() as stack:
+        feed = feed_of(given, config, stack)
+        if place.device.type == "cuda":  # what the products lose by it is less than a step's noise
+            torch.set_float32_matmul_precision("high")
+        model = load(str(given.start), device="cpu", dtype="float32").model
+        if len(model.blocks) == 6:
+            model = grown(model, config.seed)
+        model = model.to(place.device)
+        count = sum(p.numel() for p in model.parameters())
+        print(f"{count:,} parameters; {place.reason}; {config}", file=sys.stderr)
+        run(given, config, model, feed, place)
+    write(model, given.folder / "words", given.folder / "model")
+
+
+def feed_of(
+    given: argparse.Namespace, config: TrainConfig, stack: contextlib.ExitStack
+) -> Source | Sheets:
+    """What the run learns from; processes that make it start here, while the network loads."""
+    folder = given.folder / "words"
+    if given.rows is None:
+        return source(chat_of(folder), config.batch, given.from_step)
+    form = Form(
+        rows=given.rows, length=LENGTH, width=config.canvas_length, eos=EOS, pad=PAD,
+        prompt_weight=config.prompt_weight,
+    )  # fmt: skip
+    make = Sheeter(folder, config.batch, given.from_step, form)
+    ahead = stack.enter_context(Ahead(make, given.workers))
+    ahead.start(0)
+    return Sheets(ahead, config.canvas_length)
+
+
+def run(
+    given: argparse.Namespace,
+    config: TrainConfig,
+    model: DiffusionGemma,
+    feed: Source | Sheets,
+    place: Device,
+) -> None:
+    """Train, and leave the averaged weights in the network."""
+    gemma = gemma_of(model, chat_of(given.folder / "words"), given.folder, place)
     looks = itertools.count(1)
     with Live(config.steps) as live:
 
         def look() -> None:
             """What it can do by now, into `shapes.jsonl`; and the averaged weights."""
             write(model, given.folder / "words", given.folder / "model")
-            number = next(looks)
-            if number % given.look == 0:
+            if given.look and next(looks) % given.look == 0:
                 asked = evaluate(gemma, list(NEXT), 5, tasks=NEXT, max_new_tokens=128, batch=64)
                 _note(list(asked), given.folder / "shapes.jsonl", live.say)
 
-        feed = source(chat, config.batch, given.from_step)
-        parts = (model, feed, config, given.folder)
-        average = train(*parts, eos=EOS, pad=PAD, report=live, sample=look)
+        average = train(
+            model, feed, config, given.folder, eos=EOS, pad=PAD, minutes=given.minutes,
+            report=live, sample=look,
+        )  # fmt: skip
     average.swap(model)  # a run that was killed before its last look ends here at once
-    write(model, given.folder / "words", given.folder / "model")
 
 
 def _note(records: list[Record], file: Path, say: Callable[[str], None]) -> None:

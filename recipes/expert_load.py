@@ -31,7 +31,7 @@ def main() -> None:
         batch = pack(examples, gemma.model.config.canvas_length, eos=1, pad=0)
         with Watch(gemma.model) as watch:
             losses(gemma.model, batch, dice)
-        total.append(torch.tensor(watch.shares()))
+        total.append(watch.balance()[1])
     share_LE = torch.stack(total).mean(0)
     heads = [f"expert {n + 1}" for n in range(share_LE.shape[1])]
     print(f"| layer | {' | '.join(heads)} |\n|--:|{'--:|' * len(heads)}")

@@ -126,3 +126,22 @@ def test_the_readout_s_twin(vocabulary: int, dtype: torch.dtype, banned: bool) -
     if not banned:  # of a banned token only its smallness is meant
         torch.testing.assert_close(twin.logprob_BL, plain.logprob_BL, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(twin.soft_BLD, plain.soft_BLD, **close(dtype))
+
+
+def test_every_expert_for_every_token_is_the_plain_one() -> None:
+    """Answers and gradients: of the tokens, their shares and all weights."""
+    given = [
+        torch.randn(37, 16, generator=dice()),
+        torch.randn(5, 2 * 12, 16, generator=dice(1)),
+        torch.randn(5, 16, 12, generator=dice(2)),
+        torch.rand(37, 2, generator=dice(3)),
+    ]
+    number = torch.rand(37, 4, generator=dice(4)).argsort(1)[:, :2]  # the fifth has no token
+    found = []
+    for twin in (routed.plain, routed.everyone):
+        x, gate_up, down, share = (one.clone().requires_grad_() for one in given)
+        out = twin(x, number, share, gate_up, down)
+        (out * torch.randn(out.shape, generator=dice(5))).sum().backward()
+        found.append([out, x.grad, share.grad, gate_up.grad, down.grad])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -2,6 +2,7 @@
 
 import inspect
 
+import pytest
 import torch
 
 from diffusiongemma.model import masks
@@ -50,3 +51,31 @@ def test_joint() -> None:
     wide = masks.joint(6, 2, 2, 2, None)
     assert torch.equal(wide[:6, :6], torch.ones(6, 6).tril().bool())
     assert wide[8:, :4].all() and not wide[8:, 4:8].any()
+
+
+def test_packed() -> None:
+    """The picture: two tokens of prompt and a canvas of two, then one and a canvas of two."""
+    place = torch.tensor([[0, 1, 2, 3, 2, 3, 0, 1, 2, 1, 2]])
+    upto = torch.tensor([[1, 2, 3, 4, 2, 2, 1, 2, 3, 1, 1]])
+    text = torch.tensor([[*[0] * 6, *[1] * 5]])
+    canvas = torch.tensor([[*[-1] * 4, 0, 0, *[-1] * 3, 1, 1]])
+    (drawn,) = masks.packed(place, upto, text, canvas, 3)
+    assert torch.equal(drawn, picture(masks.packed))
+
+
+@pytest.mark.parametrize("size", [3, 5, None])
+def test_packed_sees_of_each_text_what_joint_sees(size: int | None) -> None:
+    clean, start, width, canvases = 9, 3, 2, 3
+    across = torch.arange(canvases * width)
+    place = torch.cat([torch.arange(clean), start + across])
+    upto = torch.cat([torch.arange(clean) + 1, start + across // width * width])
+    canvas = torch.cat([torch.full((clean,), -1), across // width])
+    one = torch.stack([place, upto, torch.zeros_like(place), canvas])
+    two = torch.stack(
+        [place, upto, torch.ones_like(place), torch.where(canvas < 0, -1, canvas + 3)]
+    )
+    mixed = torch.randperm(30, generator=torch.Generator().manual_seed(1))
+    columns = torch.cat([one, two], dim=1)[:, mixed][:, None]
+    (drawn,) = masks.packed(*columns, size)
+    whole = torch.block_diag(*[masks.joint(clean, start, width, canvases, size)] * 2).bool()
+    assert torch.equal(drawn, whole[mixed][:, mixed])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import diffusiongemma as dg
@@ -76,3 +77,42 @@ def test_examples_teach_calls_thoughts_and_answers(tmp_path: Path) -> None:
     (call,) = chat.parse(calls[0].answer).tool_calls
     assert call.arguments and call.name in tokenizer.decode(calls[0].prompt, special=True)
     assert max(len(e.prompt) + len(e.answer) for e in seen) < 512
+
+
+def test_the_recipe_by_the_clock(tmp_path: Path) -> None:
+    """What is run on a GPU, in small: sheets that another process makes, an end, an average."""
+    few = ["batch=16", "save_every=100", "log_every=1", "warmup=1"]
+    words = ["--device", "cpu", "--minutes", "0.05", "--rows", "7", "--workers", "1"]
+    run(tmp_path, *words, "--look", "0", "--set", *few)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    assert not (tmp_path / "shapes.jsonl").exists()
+    assert len(dg.load(tmp_path / "model").model.blocks) == 9
+    # It comes back from the machine it was trained on as files of at most 16 MiB.
+    assert all(file.stat().st_size < 1 << 24 for file in (tmp_path / "model").iterdir())
+
+
+def test_sheets_hold_every_kind_of_example_and_are_the_same_elsewhere(tmp_path: Path) -> None:
+    edition.write_words(tmp_path)
+    form = edition.Form(rows=13, length=edition.LENGTH, width=32, eos=1, pad=0)
+    make = edition.Sheeter(tmp_path, 32, 5, form)
+    feed = edition.source(edition.chat_of(tmp_path), 1, 0)
+    with edition.Ahead(make, 2) as ahead:
+        for step in range(3):
+            here, there = make(step), ahead(step)
+            assert (here.numbers == there.numbers).all() and here.left_out == 0
+            texts = [row.tobytes() for row in here.numbers[0]]
+            for number in range(32 * (5 + step), 32 * (6 + step)):
+                said = [*feed(number).prompt, *feed(number).answer]
+                assert any(np.array(said, np.int16).tobytes() in text for text in texts)
+
+
+def test_the_recipe_s_own_rendering_is_the_cage_s(tmp_path: Path) -> None:
+    edition.write_words(tmp_path)
+    trusted = edition.chat_of(tmp_path)
+    ids = edition.SpecialIds(eos_token_id=(1, 5))
+    caged = edition.Chat.from_folder(tmp_path, trusted.tokenizer, ids)
+    feeds = [edition.source(chat, 1, 0) for chat in (trusted, caged)]
+    for number in range(64):
+        one, other = (feed(number) for feed in feeds)
+        assert (one.prompt, one.answer) == (other.prompt, other.answer)

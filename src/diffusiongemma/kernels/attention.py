@@ -52,17 +52,16 @@ def attend_rows(
     q_BTNH: Float[Tensor, "B T N H"],
     k_BTKH: Float[Tensor, "B T K H"],
     v_BTKH: Float[Tensor, "B T K H"],
-    mask_BTT: Bool[Tensor, "B T T"],
+    mask_BTT: Bool[Tensor, "B T T"] | Float[Tensor, "B T T"],
 ) -> Float[Tensor, "B T N H"]:
     """Self-attention of many rows of one length in one call, for training.
 
-    The same contract, but the bits of a row may depend on the others.
+    The same contract, but the bits of a row may depend on the others, and keys and values are
+    repeated, as a mask for each query head would be larger. The mask may be one to add: 0 and minus
+    infinity.
     """
-    rows, tokens, heads, width = q_BTNH.shape
-    groups = heads // k_BTKH.shape[2]
-    q = q_BTNH.view(rows, tokens, -1, groups, width).permute(0, 2, 3, 1, 4)
-    q = q.reshape(rows, -1, groups * tokens, width)
-    k, v, mask = k_BTKH.transpose(1, 2), v_BTKH.transpose(1, 2), mask_BTT.repeat(1, groups, 1)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], scale=1.0)
-    out = out.view(rows, -1, groups, tokens, width).permute(0, 3, 1, 2, 4)
-    return out.reshape(rows, tokens, heads, width)
+    groups = q_BTNH.shape[2] // k_BTKH.shape[2]
+    q = q_BTNH.transpose(1, 2)
+    k, v = (part.repeat_interleave(groups, dim=2).transpose(1, 2) for part in (k_BTKH, v_BTKH))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BTT[:, None], scale=1.0)
+    return out.transpose(1, 2)

@@ -19,7 +19,9 @@ def rms_norm(
     x: Float[Tensor, "*axes D"], weight_D: Float[Tensor, " D"] | None, eps: float
 ) -> Float[Tensor, "*axes D"]:
     """x / sqrt(mean(x^2) + eps), times the weight where there is one, in the dtype of x."""
-    if fast(x):  # the same formula in one call; it warns of a weight in another format
+    if fast(x) or (
+        x.is_cuda and x.dtype == torch.float32
+    ):  # the same formula in one call; it warns of a weight in another format
         weight_D = None if weight_D is None else weight_D.to(x.dtype)
         return torch.rms_norm(x, x.shape[-1:], weight_D, eps)
     return plain(x, weight_D, eps).to(x.dtype)

@@ -32,7 +32,10 @@ class Router(nn.Module):
         scores_SE = linear(normed * self.scale.shape[0] ** -0.5, self.weight)
         share_SG, expert_SG = scores_SE.softmax(-1, dtype=torch.float32).topk(self.top, dim=-1)
         share_SG = share_SG / share_SG.sum(-1, keepdim=True)
-        return expert_SG, share_SG * self.expert_scale[expert_SG]
+        # Gathered from a row for each token: the gradient is a plain sum, where that of an index is
+        # added up one by one.
+        scale_SE = self.expert_scale.expand(len(expert_SG), -1)
+        return expert_SG, share_SG * scale_SE.gather(1, expert_SG)
 
 
 class Experts(nn.Module):

@@ -123,3 +123,44 @@ def spans(is_image_T: Bool[Tensor, " T"]) -> Int[Tensor, " T"]:
     before = torch.cat([is_image_T.new_zeros(1), is_image_T[:-1]])
     number = (is_image_T & ~before).long().cumsum(0) - 1
     return torch.where(is_image_T, number, -1)
+
+
+def packed(
+    place_BS: Int[Tensor, "B S"],
+    upto_BS: Int[Tensor, "B S"],
+    text_BS: Int[Tensor, "B S"],
+    canvas_BS: Int[Tensor, "B S"],
+    size: int | None,
+) -> Bool[Tensor, "B S S"]:
+    """Several texts and their noised canvases in one row, in any order (training).
+
+    Each text is as in `joint`, and none sees another. Here one of two tokens of prompt and a canvas
+    of two, clean, then noised; and one of a token of prompt; the window is 3:
+
+        1 0 0 0  0 0   0 0 0  0 0
+        1 1 0 0  0 0   0 0 0  0 0
+        1 1 1 0  0 0   0 0 0  0 0
+        0 1 1 1  0 0   0 0 0  0 0
+        1 1 0 0  1 1   0 0 0  0 0
+        1 1 0 0  1 1   0 0 0  0 0
+        0 0 0 0  0 0   1 0 0  0 0
+        0 0 0 0  0 0   1 1 0  0 0
+        0 0 0 0  0 0   1 1 1  0 0
+        0 0 0 0  0 0   1 0 0  1 1
+        0 0 0 0  0 0   1 0 0  1 1
+
+    Args:
+        place_BS: position of each token in its text.
+        upto_BS: how many clean tokens of its text lie before the first that it may not see.
+        text_BS: number of its text within the row.
+        canvas_BS: number of its canvas within the row; -1 for a clean token.
+        size: the window, or None on full layers.
+    """
+    drafts_BS = canvas_BS >= 0
+    shows = place_BS[:, None] < upto_BS[..., None]
+    if size is not None:
+        from_BS = upto_BS - torch.where(drafts_BS, size - 1, size)
+        shows &= place_BS[:, None] >= from_BS[..., None]
+    shows &= (text_BS[:, None] == text_BS[..., None]) & ~drafts_BS[:, None]
+    own = (canvas_BS[:, None] == canvas_BS[..., None]) & drafts_BS[..., None]
+    return shows | own

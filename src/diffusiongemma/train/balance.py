@@ -6,6 +6,7 @@ The routers are watched through forward hooks; the network does not know.
 from types import TracebackType
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffusiongemma.kernels.linear import linear
@@ -41,24 +42,18 @@ class Watch:
             scores = linear(normed * router.scale.shape[0] ** -0.5, router.weight)
             self._seen.append((scores.float().softmax(-1), output[0]))
 
-    def balance(self) -> Tensor:
+    def balance(self) -> tuple[Tensor, Float[Tensor, "layers E"]]:
         """E * sum over experts of (share of tokens) * (mean probability); 1 if all are even.
 
         Fedus et al. 2021 (Switch Transformers), equations 4 to 6, with top-k shares; mean over
         layers.
-        """
-        terms = []
-        for probability_SE, expert_SG in self._seen:
-            count = probability_SE.shape[1]
-            share = torch.bincount(expert_SG.reshape(-1), minlength=count) / expert_SG.numel()
-            terms.append(count * (share * probability_SE.mean(0)).sum())
-        return torch.stack(terms).mean()
 
-    def shares(self) -> list[list[float]]:
-        """For each layer, the share of its routed tokens that each expert got; then forgets."""
-        found = [
-            (torch.bincount(e.reshape(-1), minlength=p.shape[1]) / e.numel()).tolist()
-            for p, e in self._seen
-        ]
-        self._seen.clear()
-        return found
+        Returns:
+            it, and for each layer the share of its routed tokens that each expert got.
+        """
+        mean = torch.stack([probability_SE.mean(0) for probability_SE, _ in self._seen])
+        every = torch.arange(mean.shape[1], device=mean.device)
+        # Counted by comparison: `bincount` looks at the host for the size of its answer.
+        counts = [(e.reshape(-1, 1) == every).sum(0) / e.numel() for _, e in self._seen]
+        share_LE = torch.stack(counts)
+        return mean.shape[1] * (share_LE * mean).sum(1).mean(), share_LE

@@ -1,4 +1,4 @@
-"""The loop, flat: batch, losses, backward, clip, step, average, log, save.
+"""The loop, flat: losses and gradients, clip, step, average, log, save.
 
 Logs are JSON lines; whoever watches gets each line too, as a dictionary.
 """
@@ -18,11 +18,10 @@ from torch import Tensor
 from diffusiongemma.core.atomic import settle
 from diffusiongemma.core.errors import CheckpointError, OptionError
 from diffusiongemma.model.model import DiffusionGemma
-from diffusiongemma.train.balance import Watch
 from diffusiongemma.train.config import TrainConfig
-from diffusiongemma.train.data import Source, check, pack
-from diffusiongemma.train.objective import Batch, Losses, losses
-from diffusiongemma.train.optim import Average, optimizer, rate
+from diffusiongemma.train.data import Source
+from diffusiongemma.train.lesson import Examples, Learned, Lesson, Sheets
+from diffusiongemma.train.optim import Average, Pace, optimizer
 from diffusiongemma.train.resume import DivergedError, Run, alone, resume, save
 from diffusiongemma.train.stop import Stop
 
@@ -31,12 +30,13 @@ Report = Callable[[dict[str, Any]], None]
 
 def train(
     model: DiffusionGemma,
-    source: Source,
+    source: Source | Sheets,
     config: TrainConfig,
     folder: Path,
     *,
     eos: int,
     pad: int,
+    minutes: float | None = None,
     report: Report | None = None,
     sample: Callable[[], None] | None = None,
 ) -> Average:
@@ -48,11 +48,13 @@ def train(
 
     Args:
         model: the network; its weights are changed in place.
-        source: the example of a number.
+        source: the example of a number; or sheets, which `config.batch` does not cut.
         config: the run.
         folder: where checkpoints and `metrics.jsonl` go; one run at a time.
         eos: fills the last canvas.
         pad: fills what is left.
+        minutes: end after so many, with the rate that `optim.Pace` gives, or with the last step.
+            What such a run finds depends on the clock.
         report: is given each line of the log.
         sample: is called after each checkpoint, with the averaged weights in the network.
 
@@ -63,23 +65,26 @@ def train(
         DivergedError: losses, gradients or weights are no longer finite.
         CheckpointError: a checkpoint is damaged, of another run, or cannot be written, or another
             run is training in the folder.
-        OptionError: canvases leave no room for a prompt.
+        OptionError: canvases leave no room for a prompt, or minutes that are none.
         InputError: an example that the network cannot read.
         KeyboardInterrupt, SystemExit: Ctrl-C; SIGTERM or SIGHUP, with 128 + its number.
     """
     _check_room(model, config)
+    pace = Pace(config, minutes)
+    lesson = source if isinstance(source, Sheets) else Examples(source, eos, pad)
     with Stop() as stop, alone(folder):
         model.requires_grad_(True).train()
         dice = torch.Generator(device=model.device).manual_seed(config.seed)
         run = Run(model, optimizer(model, config), Average(model, config.ema), dice)
         resume(run, config, folder)
         log, clock, found = _Log(folder, report, run.step), time.perf_counter(), None
-        while run.step < config.steps and not stop.asked:
-            found = _step(run, _batch(run, source, config, eos, pad), config)
+        over = pace.over(run.step)
+        while not over and not stop.asked:
+            found = _step(run, lesson, config, pace)
             now = time.perf_counter()
-            log.add(found, config, now - clock)
-            clock = now
-            if run.step % config.save_every == 0 or run.step == config.steps:
+            log.add(found, config, now - clock, pace)
+            clock, over = now, pace.over(run.step)
+            if run.step % config.save_every == 0 or over:
                 _keep(run, found, config, log)
                 if sample is not None and not stop.asked:
                     _shown(run, sample)
@@ -87,15 +92,6 @@ def train(
         if stop.asked and found is not None:
             _keep(run, found, config, log)
     return run.average
-
-
-def _batch(run: Run, source: Source, config: TrainConfig, eos: int, pad: int) -> Batch:
-    """The next step's examples, looked at before they are learned."""
-    first = run.step * config.batch
-    examples = [source(first + n) for n in range(config.batch)]
-    batch = pack(examples, config.canvas_length, eos, pad)
-    check(batch, run.model.config)
-    return batch
 
 
 def _check_room(model: DiffusionGemma, config: TrainConfig) -> None:
@@ -120,44 +116,30 @@ def _shown(run: Run, sample: Callable[[], None]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What a step found, on the device; the experts' shares only if they are to be logged."""
+    """What a step found, on the device, and at what rate it was learned."""
 
     step: int
-    losses: Losses
-    balance: Tensor
+    learned: Learned
     norm: Tensor
-    shares: list[list[float]] | None
+    rate: float
 
     def check(self) -> None:
         """Raise if the step was none."""
-        loss, norm = float(self.losses.total.detach()), float(self.norm)
+        loss, norm = float(self.learned.losses.total), float(self.norm)
         if not math.isfinite(loss + norm):
             raise DivergedError(f"the loss is {loss} and the gradient {norm}", self.step)
 
 
-def _step(run: Run, batch: Batch, config: TrainConfig) -> _Found:
-    """One optimizer step."""
-    run.optimizer.zero_grad(set_to_none=True)
-    with Watch(run.model) as watch:
-        found = losses(
-            run.model,
-            batch,
-            run.dice,
-            conditioned=config.conditioned,
-            encoder_weight=config.encoder_weight,
-            prompt_weight=config.prompt_weight,
-        )
-        balance = watch.balance()
-        (found.total + config.balance * balance).backward()
+def _step(run: Run, lesson: Lesson, config: TrainConfig, pace: Pace) -> _Found:
+    """One optimizer step. On a GPU the host does not wait for it."""
+    learned, now = lesson(run, config), pace.rate(run.step + 1)
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.clip)
     for group in run.optimizer.param_groups:
-        group["lr"] = rate(run.step + 1, config)
+        group["lr"] = now
     run.optimizer.step()
     run.step += 1
     run.average.update(run.model, run.step)
-    logged = run.step % config.log_every == 0 or run.step == config.steps
-    shares = watch.shares() if logged else None
-    return _Found(run.step, found, balance.detach(), norm, shares)
+    return _Found(run.step, learned, norm, now)
 
 
 def _keep(run: Run, found: _Found, config: TrainConfig, log: "_Log") -> None:
@@ -192,25 +174,28 @@ class _Log:
                 kept += len(line)
             file.truncate(kept)
 
-    def add(self, found: _Found, config: TrainConfig, seconds: float) -> None:
+    def add(self, found: _Found, config: TrainConfig, seconds: float, pace: Pace) -> None:
         """Count a step; write a line if it is to be logged."""
-        self.tokens += found.losses.tokens
+        learned = found.learned
+        self.tokens += learned.losses.tokens
         self.seconds += seconds
-        if found.shares is None:
+        if found.step % config.log_every and found.step != config.steps:
             return
         found.check()
-        pace = self.seconds / config.log_every
+        left = pace.left_minutes(found.step, self.seconds / config.log_every)
         line = {
             "step": found.step,
-            "loss": float(found.losses.total.detach()),
-            "denoiser": float(found.losses.denoiser),
-            "encoder": float(found.losses.encoder),
-            "balance": float(found.balance),
+            "loss": float(learned.losses.total),
+            "denoiser": float(learned.losses.denoiser),
+            "encoder": float(learned.losses.encoder),
+            "balance": float(learned.balance),
             "norm": float(found.norm),
-            "lr": rate(found.step, config),
-            "expert_share": [[round(share, 4) for share in layer] for layer in found.shares],
+            "lr": found.rate,
+            "expert_share": [
+                [round(share, 4) for share in layer] for layer in learned.share_LE.tolist()
+            ],
             "tokens_per_second": round(self.tokens / self.seconds),
-            "left_minutes": round((config.steps - found.step) * pace / 60, 1),
+            "left_minutes": round(left, 1),
         }
         self.tokens = self.seconds = 0.0
         with self._telling(), self.file.open("a", encoding="utf-8") as file:

@@ -12,7 +12,7 @@ canvases into the encoder.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,11 @@ class Batch:
     starts: Sequence[int]
     canvas_BK: Bool[Tensor, "B K"]
     width: int
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+        clean_BT, canvas_BK = self.clean_BT.to(device), self.canvas_BK.to(device)
+        return replace(self, clean_BT=clean_BT, canvas_BK=canvas_BK)
 
     def canvases(self) -> Int[Tensor, "B K L"]:
         """The clean canvases; past the example's end, padding."""

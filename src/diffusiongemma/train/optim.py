@@ -1,11 +1,15 @@
 """The optimizer: AdamW in two groups, a warm-up and a cosine, and averaged weights."""
 
 import math
+import time
 
 import torch
 from torch import Tensor, nn
 
+from diffusiongemma.core.errors import OptionError
 from diffusiongemma.train.config import TrainConfig
+
+_FALL = 0.4  # of a run's time, in which the rate falls
 
 
 def optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -31,6 +35,46 @@ def rate(step: int, config: TrainConfig) -> float:
     return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
 
 
+class Pace:
+    """How far a run is: by its steps, or by the clock, if it is to take so many minutes.
+
+    By steps the rate falls as `rate` says. By the clock it stays at its peak after the warm-up and
+    falls in a line over the last four tenths of the time, to `lr_end` (Hägele et al. 2024).
+
+    Args:
+        config: the run.
+        minutes: that it may take from now on; None for all its steps.
+    """
+
+    def __init__(self, config: TrainConfig, minutes: float | None = None) -> None:
+        if minutes is not None and not 0 < minutes < math.inf:
+            raise OptionError(f"minutes must be a finite number above 0, got {minutes}")
+        self._config, self._began = config, time.monotonic()
+        self._seconds = None if minutes is None else 60 * minutes
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step that begins now."""
+        config = self._config
+        if self._seconds is None:
+            return rate(step, config)
+        warm = min(1.0, step / max(1, config.warmup))
+        left = min(1.0, max(0.0, self._left() / self._seconds) / _FALL)
+        return config.lr * warm * (config.lr_end + (1 - config.lr_end) * left)
+
+    def over(self, step: int) -> bool:
+        """Whether the run has ended with a step."""
+        return step >= self._config.steps or (self._seconds is not None and self._left() <= 0)
+
+    def left_minutes(self, step: int, seconds: float) -> float:
+        """How long it will still take, if a step takes so many seconds."""
+        left = (self._config.steps - step) * seconds
+        return (left if self._seconds is None else min(left, max(0.0, self._left()))) / 60
+
+    def _left(self) -> float:
+        assert self._seconds is not None
+        return self._seconds - (time.monotonic() - self._began)
+
+
 class Average:
     """Exponential moving average of all weights."""
 
@@ -43,8 +87,8 @@ class Average:
         """Take a step's weights in; the memory is short at first, so that it starts quickly."""
         decay = min(self.decay, (1 + step) / (10 + step))
         named = dict(model.named_parameters())
-        for name, kept in self.weights.items():
-            kept.lerp_(named[name], 1 - decay)
+        kept = list(self.weights.values())
+        torch._foreach_lerp_(kept, [named[name] for name in self.weights], 1 - decay)
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
