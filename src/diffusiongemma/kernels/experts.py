@@ -21,7 +21,8 @@ from diffusiongemma.kernels.linear import OUTPUTS, ROWS, linear
 # Products of a token and a gate_up weight, up to which every expert takes every token. In float32 a
 # call is cheaper and a product dearer than in bfloat16, and it never paid.
 _ALL = {torch.bfloat16: 1 << 23}
-_FEW = 4  # experts for each that a token goes to, up to which a GPU had rather not sort in float32
+_BLOCK = 128  # tokens of one expert that multiply together in `blocked`
+_FEW = 4  # experts for each that a token goes to, up to which copies of weights are few
 
 
 def experts(
@@ -49,7 +50,7 @@ def experts(
         and x_SD.dtype == torch.float32
         and len(gate_up) <= _FEW * expert_SG.shape[1]
     ):
-        twin = everyone
+        twin = blocked
     elif x_SD.is_cuda and x_SD.dtype == torch.bfloat16:
         twin = _triton if triton(x_SD) else grouped
     return twin(x_SD, expert_SG, weight_SG, gate_up, down_EDF)
@@ -82,24 +83,60 @@ def grouped(
     return _summed(answers.float() * weight_SG.reshape(-1)[order, None], order, expert_SG, x_SD)
 
 
-def everyone(
+def blocked(
     x_SD: Float[Tensor, "S D"],
     expert_SG: Int[Tensor, "S G"],
     weight_SG: Float[Tensor, "S G"],
     gate_up: Float[Tensor, "E two_F D"],
     down_EDF: Float[Tensor, "E D F"],
 ) -> Float[Tensor, "S D"]:
-    """For small networks that train on a GPU: every token through every expert, in three products.
+    """For small networks that train on a GPU: sizes do not depend on the routing, so that a step
+    can be captured, and autograd can follow.
 
-    What is not a token's own counts zero times. More products, a tenth of the calls, and neither
-    sizes that depend on the routing nor a look at the host, so that a step can be captured.
+    Tokens are sorted by expert into blocks, each of one expert and filled up with what counts
+    nothing; there is a block more for each expert than would do if all were full. Every block then
+    multiplies with a copy of its expert's weights.
     """
     count, both, width = gate_up.shape
-    weight_SE = weight_SG.new_zeros(len(x_SD), count).scatter(1, expert_SG, weight_SG)
-    gate, up = (part.reshape(-1, width) for part in gate_up.split(both // 2, dim=1))
-    hidden = gated(F.linear(x_SD, gate), F.linear(x_SD, up)).unflatten(1, (count, -1))
-    weighted = (hidden * weight_SE[..., None]).flatten(1)
-    return weighted @ down_EDF.transpose(1, 2).reshape(-1, width)
+    slot_N, source_R, whose_K = _blocks(expert_SG, count)
+    pick_KE = (whose_K[:, None] == torch.arange(count, device=x_SD.device)).to(x_SD.dtype)
+    # A product, whose gradient is one: that of an index would be added up block by block.
+    gate, up = (
+        (pick_KE @ part.flatten(1)).view(-1, both // 2, width).transpose(1, 2)
+        for part in gate_up.split(both // 2, dim=1)
+    )
+    down = (pick_KE @ down_EDF.flatten(1)).view(-1, width, both // 2).transpose(1, 2)
+    x = x_SD.index_select(0, source_R).view(len(whose_K), -1, width)
+    parts = (torch.bmm(x, part).flatten(0, 1) for part in (gate, up))
+    hidden = gated(*parts).view(len(whose_K), -1, both // 2)
+    answers = torch.bmm(hidden, down).view(-1, width)
+    weight_N1 = weight_SG.reshape(-1, 1)
+    chosen = answers.index_select(0, slot_N).float() * weight_N1
+    return chosen.view(*expert_SG.shape, width).sum(1).to(x_SD.dtype)
+
+
+def _blocks(expert_SG: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each token's copies lie in blocks of experts, without a look at the host.
+
+    Returns:
+        the row of each copy; the token in each row, the first in rows to spare; the expert of each
+        block.
+    """
+    flat = expert_SG.reshape(-1)
+    device, copies = flat.device, len(flat)
+    mine_EN = flat == torch.arange(count, device=device)[:, None]
+    copies_E = mine_EN.sum(1)
+    blocks_E = (copies_E + _BLOCK - 1) // _BLOCK
+    ends_E = blocks_E.cumsum(0)
+    # A sum along all experts' copies, one after the other, is a copy's place if none is to spare.
+    place_N = mine_EN.flatten().cumsum(0).view_as(mine_EN).gather(0, flat[None])[0] - 1
+    spare_E = (ends_E - blocks_E) * _BLOCK - (copies_E.cumsum(0) - copies_E)
+    slot_N = place_N + spare_E.gather(0, flat)
+    most = -(-copies // _BLOCK) + count
+    source_R = torch.zeros(most * _BLOCK, dtype=torch.int64, device=device)
+    source_R.scatter_(0, slot_N, torch.arange(copies, device=device) // expert_SG.shape[1])
+    place_K1 = torch.arange(most, device=device)[:, None]
+    return slot_N, source_R, (place_K1 >= ends_E).sum(1).clamp(max=count - 1)
 
 
 def plain(
