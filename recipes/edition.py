@@ -3,7 +3,7 @@
     python recipes/edition.py runs/edition --start src/diffusiongemma/small
     python recipes/edition.py runs/later --start recipes/edition --from-step 9000
     python recipes/edition.py runs/quick --device cuda --minutes 3 --workers 14 --rows 52 --look 0 \
-        --set batch=128 lr=0.004 warmup=300 lr_end=0.01 ema=0.998 save_every=2000
+        --set batch=128 lr=0.004 warmup=300 lr_end=0.01 ema=0.998 save_every=2000 log_every=50
 
 The first grows the shipped weights (three layers and wider branches, which change nothing at first)
 and trains them on `evals.tasks.NEXT`. A later sitting goes on from the weights that the one before
@@ -263,9 +263,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, metavar="M", help="end by the clock, not by steps")
     parser.add_argument("--rows", type=int, metavar="B", help="learn from sheets of so many rows")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="that make sheets")
+    parser.add_argument(
+        "--capture", action=argparse.BooleanOptionalAction, default=True,
+        help="replay a sheet's step as one graph, on a GPU",
+    )  # fmt: skip
     given = parser.parse_args(argv)
-    if given.workers and given.rows is None:
-        parser.error("--workers make sheets; say of how many rows with --rows")
+    if given.rows is None and (given.workers or not given.capture):
+        parser.error("--workers and --no-capture are for sheets; say of how many rows with --rows")
     return given
 
 
@@ -308,7 +312,7 @@ def feed_of(
     make = Sheeter(folder, config.batch, given.from_step, form)
     ahead = stack.enter_context(Ahead(make, given.workers))
     ahead.start(0)
-    return Sheets(ahead, config.canvas_length)
+    return Sheets(ahead, config.canvas_length, capture=given.capture)
 
 
 def run(

@@ -63,7 +63,7 @@ def test_a_step_asks_the_host_for_nothing() -> None:
         network, weights, lambda: rows_losses(network, rows, rows.ids_BS), CONFIG
     )
     assert [g.shape for g in gradients if g is not None] == [w.shape for w in weights]
-    found = (learned.losses.total, learned.balance, learned.share_LE, *gradients)
+    found = (learned.losses.total, learned.balance, learned.shares, *gradients)
     assert all(one is not None and one.is_meta for one in found)
 
 

@@ -98,7 +98,7 @@ def blocked(
     multiplies with a copy of its expert's weights.
     """
     count, both, width = gate_up.shape
-    slot_N, source_R, whose_K = _blocks(expert_SG, count)
+    slot_N, source, whose_K = _blocks(expert_SG, count)
     pick_KE = (whose_K[:, None] == torch.arange(count, device=x_SD.device)).to(x_SD.dtype)
     # A product, whose gradient is one: that of an index would be added up block by block.
     gate, up = (
@@ -106,7 +106,7 @@ def blocked(
         for part in gate_up.split(both // 2, dim=1)
     )
     down = (pick_KE @ down_EDF.flatten(1)).view(-1, width, both // 2).transpose(1, 2)
-    x = x_SD.index_select(0, source_R).view(len(whose_K), -1, width)
+    x = x_SD.index_select(0, source).view(len(whose_K), -1, width)
     parts = (torch.bmm(x, part).flatten(0, 1) for part in (gate, up))
     hidden = gated(*parts).view(len(whose_K), -1, both // 2)
     answers = torch.bmm(hidden, down).view(-1, width)
@@ -133,10 +133,10 @@ def _blocks(expert_SG: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     spare_E = (ends_E - blocks_E) * _BLOCK - (copies_E.cumsum(0) - copies_E)
     slot_N = place_N + spare_E.gather(0, flat)
     most = -(-copies // _BLOCK) + count
-    source_R = torch.zeros(most * _BLOCK, dtype=torch.int64, device=device)
-    source_R.scatter_(0, slot_N, torch.arange(copies, device=device) // expert_SG.shape[1])
+    source = torch.zeros(most * _BLOCK, dtype=torch.int64, device=device)
+    source.scatter_(0, slot_N, torch.arange(copies, device=device) // expert_SG.shape[1])
     place_K1 = torch.arange(most, device=device)[:, None]
-    return slot_N, source_R, (place_K1 >= ends_E).sum(1).clamp(max=count - 1)
+    return slot_N, source, (place_K1 >= ends_E).sum(1).clamp(max=count - 1)
 
 
 def plain(

@@ -55,5 +55,5 @@ class Watch:
         every = torch.arange(mean.shape[1], device=mean.device)
         # Counted by comparison: `bincount` looks at the host for the size of its answer.
         counts = [(e.reshape(-1, 1) == every).sum(0) / e.numel() for _, e in self._seen]
-        share_LE = torch.stack(counts)
-        return mean.shape[1] * (share_LE * mean).sum(1).mean(), share_LE
+        shares = torch.stack(counts)
+        return mean.shape[1] * (shares * mean).sum(1).mean(), shares

@@ -28,12 +28,12 @@ class Learned:
     Attributes:
         losses: without gradient.
         balance: the loss that keeps experts evenly used.
-        share_LE: of each layer's routed tokens, the share that each expert got.
+        shares: of each layer's routed tokens, the share that each expert got.
     """
 
     losses: Losses
     balance: Tensor
-    share_LE: Float[Tensor, "layers E"]
+    shares: Float[Tensor, "layers E"]
 
 
 @runtime_checkable
@@ -166,12 +166,10 @@ def _gradients(
     """Losses, and the gradient of each weight; None where it has no say."""
     with Watch(model) as watch:
         found = loss()
-        balance, share_LE = watch.balance()
+        balance, shares = watch.balance()
     total = found.total + config.balance * balance
     gradients = torch.autograd.grad(total, weights, allow_unused=True)
-    return Learned(
-        replace(found, total=found.total.detach()), balance.detach(), share_LE
-    ), gradients
+    return Learned(replace(found, total=found.total.detach()), balance.detach(), shares), gradients
 
 
 def _learn(weights: Sequence[Tensor], found: tuple[Learned, Sequence[Tensor | None]]) -> Learned:

@@ -77,21 +77,33 @@ def train(
         dice = torch.Generator(device=model.device).manual_seed(config.seed)
         run = Run(model, optimizer(model, config), Average(model, config.ema), dice)
         resume(run, config, folder)
-        log, clock, found = _Log(folder, report, run.step), time.perf_counter(), None
-        over = pace.over(run.step)
-        while not over and not stop.asked:
-            found = _step(run, lesson, config, pace)
-            now = time.perf_counter()
-            log.add(found, config, now - clock, pace)
-            clock, over = now, pace.over(run.step)
-            if run.step % config.save_every == 0 or over:
-                _keep(run, found, config, log)
-                if sample is not None and not stop.asked:
-                    _shown(run, sample)
-                    clock = time.perf_counter()
-        if stop.asked and found is not None:
-            _keep(run, found, config, log)
+        _steps(run, lesson, config, pace, _Log(folder, report, run.step), sample, stop)
     return run.average
+
+
+def _steps(
+    run: Run,
+    lesson: Lesson,
+    config: TrainConfig,
+    pace: Pace,
+    log: "_Log",
+    sample: Callable[[], None] | None,
+    stop: Stop,
+) -> None:
+    """Up to the end, or until it is told to stop; what was learned is saved."""
+    clock, found, over = time.perf_counter(), None, pace.over(run.step)
+    while not over and not stop.asked:
+        found = _step(run, lesson, config, pace)
+        now = time.perf_counter()
+        log.add(found, config, now - clock, pace)
+        clock, over = now, pace.over(run.step)
+        if run.step % config.save_every == 0 or over:
+            _keep(run, found, config, log)
+            if sample is not None and not stop.asked:
+                _shown(run, sample)
+                clock = time.perf_counter()
+    if stop.asked and found is not None:
+        _keep(run, found, config, log)
 
 
 def _check_room(model: DiffusionGemma, config: TrainConfig) -> None:
@@ -192,7 +204,7 @@ class _Log:
             "norm": float(found.norm),
             "lr": found.rate,
             "expert_share": [
-                [round(share, 4) for share in layer] for layer in learned.share_LE.tolist()
+                [round(share, 4) for share in layer] for layer in learned.shares.tolist()
             ],
             "tokens_per_second": round(self.tokens / self.seconds),
             "left_minutes": round(left, 1),

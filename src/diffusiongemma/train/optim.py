@@ -5,6 +5,7 @@ import time
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from diffusiongemma.core.errors import OptionError
 from diffusiongemma.train.config import TrainConfig
@@ -88,7 +89,7 @@ class Average:
         decay = min(self.decay, (1 + step) / (10 + step))
         named = dict(model.named_parameters())
         kept = list(self.weights.values())
-        torch._foreach_lerp_(kept, [named[name] for name in self.weights], 1 - decay)
+        get_ema_multi_avg_fn(decay)(kept, [named[name] for name in self.weights], None)
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
