@@ -105,7 +105,7 @@ class Ahead(Generic[Made]):
 
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
-    """Processes that are started here hold back these signals until they ignore them."""
+    """Processes that are started here never hear these signals: they inherit what is blocked."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -117,8 +117,6 @@ def _deaf() -> Iterator[None]:
 
 
 def _work(make: Callable[[int], Any], pipe: Connection, first: int, stride: int) -> None:
-    for number in _DEAF:
-        signal.signal(number, signal.SIG_IGN)
     number = first
     with contextlib.suppress(OSError):  # whoever reads is gone
         while True:
