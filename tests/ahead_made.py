@@ -35,7 +35,8 @@ def read(folder: str) -> None:
     told: list[int] = []
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda number, _: told.append(number))
-    with Ahead(Marked(Path(folder)), 2) as ahead:
+    # Larger than a pipe, or what is read on would have been there already.
+    with Ahead(Marked(Path(folder), size=1 << 20), 2) as ahead:
         print(ahead(0)[1], ahead(1)[1], flush=True)
         number = 2
         while not told:
