@@ -81,7 +81,7 @@ class Ahead(Generic[Made]):
         self._pipes.append(pipe)
         try:
             made, why = pipe.recv()
-        except EOFError as error:
+        except (EOFError, OSError) as error:  # the second within a message
             raise DeviceError(
                 f"a process that makes examples ended before step {number}; give it more memory, "
                 "or use fewer workers"
