@@ -169,38 +169,13 @@ def _grouped(rows: int, width: int, like: Tensor) -> Rows:
 
 @jit
 def _gate_up_fp8(
-    x_ptr,
-    x_scale_ptr,
-    gate_up_ptr,
-    gate_up_scale_ptr,
-    hidden_ptr,
-    hidden_scale_ptr,
-    dense_x_ptr,
-    dense_x_scale_ptr,
-    dense_gate_ptr,
-    dense_gate_scale_ptr,
-    dense_up_ptr,
-    dense_up_scale_ptr,
-    dense_hidden_ptr,
-    dense_hidden_scale_ptr,
-    route_ptr,
-    tile_ptr,
-    tokens,
-    routes,
-    width,
-    hidden,
-    wide,
-    dense_programs,
-    stride,
-    CHOSEN: tl.constexpr,
-    DENSE: tl.constexpr,
-    EVEN: tl.constexpr,
-    ROWS: tl.constexpr,
-    GROUP: tl.constexpr,
-    DEPTH: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    FIELDS: tl.constexpr,
-):
+    x_ptr, x_scale_ptr, gate_up_ptr, gate_up_scale_ptr, hidden_ptr, hidden_scale_ptr,
+    dense_x_ptr, dense_x_scale_ptr, dense_gate_ptr, dense_gate_scale_ptr, dense_up_ptr,
+    dense_up_scale_ptr, dense_hidden_ptr, dense_hidden_scale_ptr, route_ptr, tile_ptr,
+    tokens, routes, width, hidden, wide, dense_programs, stride,
+    CHOSEN: tl.constexpr, DENSE: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
+    GROUP: tl.constexpr, DEPTH: tl.constexpr, BLOCK_T: tl.constexpr, FIELDS: tl.constexpr,
+):  # fmt: skip
     # As _gate_up of experts.py; a program's channels are whole groups, and so are hidden vectors.
     t = tl.arange(0, BLOCK_T)
     dense, number = dealt(dense_programs, stride)
@@ -240,13 +215,22 @@ def _gate_up_fp8(
     gates = gates * tl.load(gate_scale + row)[:, None] * of_token[None, :]
     ups = ups * tl.load(up_scale + row)[:, None] * of_token[None, :]
     value = gelu_tanh(gates) * ups
+    _store(value, out, out_scale, block, first, rows, channels, places, ROWS, GROUP, BLOCK_T)
+
+
+@jit
+def _store(
+    value, out, scales, block, first, rows, channels, places,
+    ROWS: tl.constexpr, GROUP: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """A program's channels of a tile's hidden vectors, rounded group by group."""
     GROUPS: tl.constexpr = ROWS // GROUP
+    t, f = tl.arange(0, BLOCK_T), block * ROWS + tl.arange(0, ROWS)
     grouped = tl.reshape(value, (GROUPS, GROUP, BLOCK_T))
     scale = scale_of(tl.max(tl.abs(grouped), 1))
     group = block * GROUPS + tl.arange(0, GROUPS)
-    scale_at = group[:, None] * places + first + t[None, :]
     real = (group[:, None] * GROUP < channels) & (t[None, :] < rows)
-    tl.store(out_scale + scale_at, scale, mask=real)
+    tl.store(scales + group[:, None] * places + first + t[None, :], scale, mask=real)
     rounded = tl.reshape(e4m3(grouped, scale[:, None, :]), (ROWS, BLOCK_T))
     out_at = (first + t).to(tl.int64)[None, :] * channels + f[:, None]
     tl.store(out + out_at, rounded, mask=(t[None, :] < rows) & (f[:, None] < channels))
@@ -254,32 +238,12 @@ def _gate_up_fp8(
 
 @jit
 def _down_fp8(
-    hidden_ptr,
-    hidden_scale_ptr,
-    down_ptr,
-    down_scale_ptr,
-    answer_ptr,
-    dense_hidden_ptr,
-    dense_hidden_scale_ptr,
-    dense_down_ptr,
-    dense_down_scale_ptr,
-    dense_out_ptr,
-    route_ptr,
-    tile_ptr,
-    tokens,
-    routes,
-    width,
-    hidden,
-    wide,
-    dense_programs,
-    stride,
-    DENSE: tl.constexpr,
-    PAIRS: tl.constexpr,
-    ROWS: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    FIELDS: tl.constexpr,
-):
+    hidden_ptr, hidden_scale_ptr, down_ptr, down_scale_ptr, answer_ptr,
+    dense_hidden_ptr, dense_hidden_scale_ptr, dense_down_ptr, dense_down_scale_ptr, dense_out_ptr,
+    route_ptr, tile_ptr, tokens, routes, width, hidden, wide, dense_programs, stride,
+    DENSE: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_T: tl.constexpr, FIELDS: tl.constexpr,
+):  # fmt: skip
     # As _down of experts.py; hidden vectors are whole groups, of which a step takes one or two.
     t = tl.arange(0, BLOCK_T)
     dense, number = dealt(dense_programs, stride)
@@ -306,40 +270,61 @@ def _down_fp8(
     d = block * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, GROUP)
     row = tl.minimum(d, width - 1)
-    weight = row[:, None] * channels + k[None, :]
-    x_at = (first + t).to(tl.int64)[:, None] * channels + k[None, :]
+    weight = down + row[:, None] * channels + k[None, :]
+    token = x + (first + t).to(tl.int64)[:, None] * channels + k[None, :]
     scales += first + t
-    total = tl.zeros([ROWS, BLOCK_T], tl.float32)
-    live = t < rows
-    one = tl.load(scales, mask=live, other=0.0)
     if PAIRS:
-        two = tl.load(scales + places, mask=live & (channels > GROUP), other=0.0)
-        for start in range(0, channels, 2 * GROUP):
-            # Asked for a step ahead: the compiler keeps only operands of products in flight.
-            scales += 2 * places
-            left = channels - start
-            next_one = tl.load(scales, mask=live & (left > 2 * GROUP), other=0.0)
-            next_two = tl.load(scales + places, mask=live & (left > 3 * GROUP), other=0.0)
-            token = tl.load(x + x_at + start, mask=live[:, None], other=0.0)
-            w = tl.load(down + weight + start)
-            at = start + GROUP
-            beside = tl.load(x + x_at + at, mask=live[:, None] & (left > GROUP), other=0.0)
-            v = tl.load(down + weight + at, mask=left > GROUP, other=0.0)
-            part = tl.dot(w, tl.trans(token), max_num_imprecise_acc=GROUP)
-            total += part * one[None, :]
-            part = tl.dot(v, tl.trans(beside), max_num_imprecise_acc=GROUP)
-            total += part * two[None, :]
-            one, two = next_one, next_two
+        total = _two_by_two(token, weight, scales, t < rows, channels, places, ROWS, GROUP, BLOCK_T)
     else:
-        for start in range(0, channels, GROUP):
-            scales += places
-            next_one = tl.load(scales, mask=live & (start + GROUP < channels), other=0.0)
-            token = tl.load(x + x_at + start, mask=live[:, None], other=0.0)
-            w = tl.load(down + weight + start)
-            part = tl.dot(w, tl.trans(token), max_num_imprecise_acc=GROUP)
-            total += part * one[None, :]
-            one = next_one
+        total = _one_by_one(token, weight, scales, t < rows, channels, places, ROWS, GROUP, BLOCK_T)
     total *= tl.load(down_scale + row)[:, None]
     out_at = target.to(tl.int64)[None, :] * width + d[:, None]
     value = total.to(out.dtype.element_ty)
     tl.store(out + out_at, value, mask=(t[None, :] < rows) & (d[:, None] < width))
+
+
+@jit
+def _one_by_one(
+    token, weight, scales, live, channels, places,
+    ROWS: tl.constexpr, GROUP: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """The product of ROWS outputs and a tile's hidden vectors, float32, a group a step."""
+    total = tl.zeros([ROWS, BLOCK_T], tl.float32)
+    scale = tl.load(scales, mask=live, other=0.0)
+    for start in range(0, channels, GROUP):
+        # Asked for a step ahead: the compiler keeps only operands of products in flight.
+        scales += places
+        ahead = tl.load(scales, mask=live & (start + GROUP < channels), other=0.0)
+        x = tl.load(token + start, mask=live[:, None], other=0.0)
+        w = tl.load(weight + start)
+        part = tl.dot(w, tl.trans(x), max_num_imprecise_acc=GROUP)
+        total += part * scale[None, :]
+        scale = ahead
+    return total
+
+
+@jit
+def _two_by_two(
+    token, weight, scales, live, channels, places,
+    ROWS: tl.constexpr, GROUP: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """`_one_by_one`, two groups a step, added in the same order."""
+    total = tl.zeros([ROWS, BLOCK_T], tl.float32)
+    one = tl.load(scales, mask=live, other=0.0)
+    two = tl.load(scales + places, mask=live & (channels > GROUP), other=0.0)
+    for start in range(0, channels, 2 * GROUP):
+        scales += 2 * places
+        left = channels - start
+        next_one = tl.load(scales, mask=live & (left > 2 * GROUP), other=0.0)
+        next_two = tl.load(scales + places, mask=live & (left > 3 * GROUP), other=0.0)
+        x = tl.load(token + start, mask=live[:, None], other=0.0)
+        w = tl.load(weight + start)
+        at = start + GROUP
+        beside = tl.load(token + at, mask=live[:, None] & (left > GROUP), other=0.0)
+        v = tl.load(weight + at, mask=left > GROUP, other=0.0)
+        part = tl.dot(w, tl.trans(x), max_num_imprecise_acc=GROUP)
+        total += part * one[None, :]
+        part = tl.dot(v, tl.trans(beside), max_num_imprecise_acc=GROUP)
+        total += part * two[None, :]
+        one, two = next_one, next_two
+    return total
