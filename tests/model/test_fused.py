@@ -113,8 +113,9 @@ def test_weights_are_joined_once_and_stay_what_they_were() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("capacity", [90, None], ids=["fixed", "growing"])
-@pytest.mark.parametrize("fp8", [False, True], ids=["bfloat16", "fp8"])
+@pytest.mark.parametrize(
+    ("fp8", "capacity"), [(True, 90), (False, None)], ids=["fp8, fixed", "bfloat16, growing"]
+)
 def test_a_text_is_read_as_it_is_written(
     fp8: bool, capacity: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +123,7 @@ def test_a_text_is_read_as_it_is_written(
     model = _loud()
     model = quantise(model) if fp8 else model
     dice = torch.Generator().manual_seed(9)
-    chunks = [torch.randint(0, 101, (2, tokens), generator=dice) for tokens in (5, 33, 1, 14)]
+    chunks = [torch.randint(0, 101, (2, tokens), generator=dice) for tokens in (5, 29, 1, 14)]
     seen = []
     for quick in (False, True):
         context, hidden = model.context(2, capacity), []
@@ -139,7 +140,7 @@ def test_a_text_is_read_as_it_is_written(
     most, allowed = (0.9, 0.4) if fp8 else (1.0, 0.2)
     off = (said - found).abs()
     assert float(off.amax(-1).quantile(most)) < allowed and float(off.mean()) < allowed / 10
-    assert plain.lengths == other.lengths == [53, 43]
+    assert plain.lengths == other.lengths == [49, 39]
     for row, twin in zip(plain.rows, other.rows, strict=True):
         assert not twin.torn
         for store, copy in zip(row.stores, twin.stores, strict=True):
