@@ -46,6 +46,22 @@ def test_lines_break_where_a_terminal_would(
     assert laid(shown, column=column) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", 0),
+        ("ab", 2),
+        ("漢字", 4),
+        ("e\u0301", 1),
+        ("\u00ad", 1),
+        ("\u1112\u1161", 2),
+        ("😀", 2),
+    ],
+)
+def test_letters_take_the_columns_that_terminals_give_them(text: str, expected: int) -> None:
+    assert columns(text) == expected
+
+
 def test_a_letter_wider_than_the_terminal_is_replaced() -> None:
     assert laid(["漢"], width=1) == ["?"]
 

@@ -197,3 +197,18 @@ def test_the_map_covers_every_position_and_step() -> None:
         width[float(band.attrib["y"])] += float(band.attrib["width"]) - 0.2
     assert len(width) == 5
     assert max(width.values()) - min(width.values()) < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "room", "expected"),
+    [
+        ("four", 4, "four"),
+        ("fours", 4, "fou…"),
+        ("漢字", 4, "漢字"),
+        ("漢字漢", 4, "漢…"),
+        ("漢字", 2, "漢"),
+        ("e\u0301e\u0301", 2, "e\u0301e\u0301"),
+    ],
+)
+def test_a_text_is_cut_to_the_columns_there_are(text: str, room: int, expected: str) -> None:
+    assert draw.fitted(text, room * 8.0, 8.0) == expected

@@ -163,10 +163,11 @@ PIECES = [
 
 
 @pytest.mark.parametrize("pieces", PIECES)
-def test_the_status_never_harms_the_answer(pieces: list[str]) -> None:
-    plain, terminal = Terminal(), Terminal()
+@pytest.mark.parametrize("lines", [1, 2, 5])
+def test_the_status_never_harms_the_answer(pieces: list[str], lines: int) -> None:
+    plain, terminal = Terminal(lines=lines), Terminal(lines=lines)
     plain.write("".join(pieces))
-    with attached(terminal) as screen:
+    with attached(terminal, LINES=str(lines)) as screen:
         screen.status("reading")
         for number, piece in enumerate(pieces):
             screen.say(piece)

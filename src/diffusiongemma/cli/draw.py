@@ -7,11 +7,11 @@ colours; the figures themselves are drawn in `film`, the page in `replay`.
 import itertools
 import math
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
+from diffusiongemma.cli.screen import columns
 from diffusiongemma.core.errors import InputError
 from diffusiongemma.engine.trace import Token, Trace, clean
 
@@ -187,7 +187,7 @@ def arrange(
     places: list[Place] = []
     x = y = 0.0
     for number, cell in enumerate(final):
-        size = min(columns(cell.text.strip() or cell.text) * letter + 2 * pad, width)
+        size = min(max(1, columns(cell.text.strip() or cell.text)) * letter + 2 * pad, width)
         x += letter / 2 if x and _WORD.match(cell.text) else 0.0
         if x + size > width or (number and final[number - 1].text.endswith(RETURN)):
             if number > end:
@@ -198,18 +198,15 @@ def arrange(
     return places
 
 
-def columns(text: str) -> int:
-    """Letters' widths of a text in a monospaced font; at least one."""
-    widths = (2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
-    return max(1, sum(widths))
-
-
 def fitted(text: str, room: float, letter: float) -> str:
     """A text cut to the room it has, with a mark that something is missing."""
     if columns(text) * letter <= room:
         return text
     most = max(1, int(room / letter))
-    return text[:most] if most < 3 else f"{text[: most - 1]}…"
+    mark = "…" if most > 2 else ""
+    while text and columns(text + mark) > most:
+        text = text[:-1]
+    return text + mark
 
 
 def xml(text: str) -> str:

@@ -12,9 +12,10 @@ import os
 import shutil
 import signal
 import sys
-import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from wcwidth import wcwidth
 
 from diffusiongemma.core.letters import printable
 
@@ -53,8 +54,10 @@ class Screen:
         """Show a line below the cursor, in place of the one before."""
         if not self.shows_status:
             return
-        width = _width()
+        width, height = shutil.get_terminal_size()
         if self._column >= width:  # a terminal forgets, when moved, that its next letter must wrap
+            return
+        if self._column and height < 2:  # it would push the answer out of sight, and stay itself
             return
         there = _ROOM_BELOW + _SAVE + _NEXT_LINE if self._column else _SAVE
         shown = self._dimmed(printable(text)[: width - 1])
@@ -165,11 +168,9 @@ def _write(text: str) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def columns(letter: str) -> int:
-    """Columns that a letter takes: none, one or two."""
-    if unicodedata.category(letter) in ("Mn", "Me", "Cf"):
-        return 0
-    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+def columns(text: str) -> int:
+    """Columns that a text takes on one line: none, one or two for a letter."""
+    return sum(max(0, wcwidth(letter)) for letter in text)
 
 
 def _width() -> int:
