@@ -52,7 +52,13 @@ class Browser:
             self._driver.wait(30)
 
     def open(
-        self, address: str, *, width: int = 1280, dark: bool = False, calm: bool = True
+        self,
+        address: str,
+        *,
+        width: int = 1280,
+        dark: bool = False,
+        calm: bool = True,
+        still: bool = False,
     ) -> None:
         """Show a page afresh.
 
@@ -61,6 +67,7 @@ class Browser:
             width: of the window; below 500 it is a phone's.
             dark: what the reader's system prefers.
             calm: it prefers no motion.
+            still: time stands still for the page; what it plays waits for its next step for ever.
         """
         phone = {"deviceScaleFactor": 1, "mobile": width < 500}
         self._devtools("Emulation.setDeviceMetricsOverride", width=width, height=900, **phone)
@@ -71,7 +78,10 @@ class Browser:
         wanted = [{"name": name, "value": value} for name, value in features.items()]
         self._devtools("Emulation.setEmulatedMedia", features=wanted)
         self._post("/url", {"url": "about:blank"})
+        stop = "window.setTimeout = () => 0" if still else ""
+        held = self._devtools("Page.addScriptToEvaluateOnNewDocument", source=stop)
         self._post("/url", {"url": address})
+        self._devtools("Page.removeScriptToEvaluateOnNewDocument", **held)
 
     def run(self, script: str, *given: Any) -> Any:
         """What a script in the page returns."""
