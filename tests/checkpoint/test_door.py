@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusiongemma.checkpoint.door import Asked, Door, httpx, shown
+from diffusiongemma.checkpoint.door import Asked, Door, httpx
 from diffusiongemma.checkpoint.fetch import FILES
 from diffusiongemma.core.errors import CheckpointError
 from hub_stand_in import Reply, Request, StandIn
@@ -240,9 +240,3 @@ def test_an_address_is_for_one_file(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match="gave one address for"):
             mix_up()
-
-
-def test_words_of_a_hub_in_a_sentence() -> None:
-    assert shown("\x1b[2J\u202e\xe9") == r"'\x1b[2J\u202e\xe9'"
-    assert len(shown("x" * 10_000)) == 80
-    assert shown(None) == "None"

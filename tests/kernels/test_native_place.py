@@ -1,9 +1,6 @@
 """A folder that is ours alone: every step of the way to it, and what lies in it."""
 
 import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,43 +145,3 @@ def test_what_is_written_is_new_and_ours(tmp_path: Path) -> None:
         with pytest.raises(FileExistsError):
             place.write_own(tmp_path / name, b"x")
     assert not (tmp_path / "other").exists()
-
-
-def test_what_the_killed_leave_is_swept(tmp_path: Path) -> None:
-    """And what somebody works in is not."""
-    code = """
-import sys, time
-from pathlib import Path
-from diffusiongemma.kernels.native import place
-with place.scratch(Path(sys.argv[1])) as aside:
-    (aside / "in").mkdir()
-    print(aside, flush=True)
-    time.sleep(1000)
-"""
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert other.stdout is not None
-    with place.scratch(tmp_path) as ours:
-        theirs = Path(other.stdout.readline().strip())
-        place.sweep(tmp_path)
-        assert (theirs / "in").is_dir() and ours.is_dir()
-        other.kill()
-        other.communicate()
-        assert (theirs / "in").is_dir()
-        place.sweep(tmp_path)
-        assert list(tmp_path.iterdir()) == [ours]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_old_files_of_a_killed_compiler_are_swept(tmp_path: Path) -> None:
-    """As versions before this one left them; a link is not followed."""
-    (tmp_path / "mine").touch()
-    for name in (".old.so", ".new.so", "kept.so"):
-        (tmp_path / name).touch()
-    (tmp_path / ".link").symlink_to(tmp_path / "mine")
-    (tmp_path / ".build-link").symlink_to(tmp_path)
-    hours_ago = time.time() - 7200
-    for name in (".old.so", "kept.so", ".link", ".build-link", "mine"):
-        os.utime(tmp_path / name, (hours_ago, hours_ago), follow_symlinks=False)
-    place.sweep(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {".new.so", "kept.so", "mine"}

@@ -11,8 +11,9 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from diffusiongemma.checkpoint.door import SHA256, Asked, Door, Promise, Watch, httpx, shown
+from diffusiongemma.checkpoint.door import SHA256, Asked, Door, Promise, Watch, httpx
 from diffusiongemma.core.errors import CheckpointError
+from diffusiongemma.core.letters import brief
 
 _HOPS = 10  # addresses that one request may be sent on to
 _AGAIN = 5  # times that a file may be begun anew
@@ -146,15 +147,15 @@ class _Body(httpx.SyncByteStream):
             promise.came, promise.digest = 0, hashlib.sha256()
         if promise.begun > _AGAIN:
             answer.close()
-            door.refuse(f"began {shown(promise.file)} anew more than {_AGAIN} times")
+            door.refuse(f"began {brief(promise.file)} anew more than {_AGAIN} times")
         part = f"bytes {promise.came}-{promise.size - 1}/"
         if answer.status_code == 206 and not _says(answer, "Content-Range", part):
             answer.close()
-            door.refuse(f"answered with another part of {shown(promise.file)}")
+            door.refuse(f"answered with another part of {brief(promise.file)}")
 
     def __iter__(self) -> Iterator[bytes]:
         promise, door, block = self._promise, self._door, bytearray()
-        chunk, name = constants.DOWNLOAD_CHUNK_SIZE, shown(promise.file)
+        chunk, name = constants.DOWNLOAD_CHUNK_SIZE, brief(promise.file)
         for piece in self._answer.iter_raw():
             if door.watch.refusal:
                 raise CheckpointError(door.watch.refusal)
@@ -186,7 +187,7 @@ def _plain(door: Door, answer: Any) -> None:
     packed = answer.headers.get("Content-Encoding", "identity").lower()
     if packed != "identity":
         answer.close()
-        door.refuse(f"packed an answer as {shown(packed)}, though asked not to")
+        door.refuse(f"packed an answer as {brief(packed)}, though asked not to")
 
 
 def _says(answer: Any, name: str, start: str) -> bool:

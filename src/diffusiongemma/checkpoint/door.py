@@ -24,6 +24,7 @@ from urllib.parse import unquote
 from huggingface_hub import errors
 
 from diffusiongemma.core.errors import CheckpointError
+from diffusiongemma.core.letters import brief
 
 # The transport below the library has changed its name between majors; its errors are this one's.
 httpx: Any = importlib.import_module(errors.HfHubHTTPError.__bases__[0].__module__.split(".")[0])
@@ -143,7 +144,7 @@ class Door:
         if method == "HEAD" and url.startswith(files):
             commit, _, file = url.removeprefix(files).partition("?")[0].partition("/")
             return Asked("about", commit, unquote(file))
-        raise CheckpointError(f"{method} {shown(url)} is no part of fetching '{self.model}'")
+        raise CheckpointError(f"{method} {brief(url)} is no part of fetching '{self.model}'")
 
     def at_hub(self, url: str) -> bool:
         """Whether an address belongs to the hub that was named: only then the token goes along."""
@@ -155,10 +156,10 @@ class Door:
             url = str(httpx.URL(source).join(where))
             scheme, host, _ = _origin(url)
         except Exception:  # of several kinds, by version
-            self.refuse(f"sent us on to {shown(where)}, which is no address")
+            self.refuse(f"sent us on to {brief(where)}, which is no address")
         if not (self.at_hub(url) or (scheme == "https" and _PUBLIC.fullmatch(host))):
             self.refuse(
-                f"sent us on to {shown(url)}, which is neither the hub nor public and https"
+                f"sent us on to {brief(url)}, which is neither the hub nor public and https"
             )
         self._know(method, url, asked)
         return url
@@ -168,7 +169,7 @@ class Door:
         said = self._json(text)
         sha = said.get("sha") if isinstance(said, dict) else None
         if not _fits(sha, _COMMIT):
-            self.refuse(f"gave {shown(sha)} as a commit")
+            self.refuse(f"gave {brief(sha)} as a commit")
         return json.dumps({"id": self.model, "sha": sha}).encode()
 
     def listing(self, text: bytes) -> bytes:
@@ -178,7 +179,7 @@ class Door:
         if self.parts > _PARTS:
             self.refuse(f"gave lists of files in over {_PARTS} parts")
         if not isinstance(said, list) or not all(isinstance(entry, dict) for entry in said):
-            self.refuse(f"gave {shown(said)} as a list of files")
+            self.refuse(f"gave {brief(said)} as a list of files")
         entries = [self._entry(entry) for entry in said]
         place = next(one for one in (self.storage, *self.storage.parents) if one.exists())
         free, needed = shutil.disk_usage(place).free, self.watch.promised
@@ -199,7 +200,7 @@ class Door:
         try:
             return json.loads(text)
         except (ValueError, RecursionError):
-            self.refuse(f"gave an answer that is no JSON: {shown(text[:60])}")
+            self.refuse(f"gave an answer that is no JSON: {brief(text[:60])}")
 
     def _entry(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """One line of a list of files."""
@@ -229,7 +230,7 @@ class Door:
     def _blob(self, file: str, said: Mapping[str, Any], pattern: re.Pattern[str]) -> None:
         oid, size = said.get("oid"), said.get("size")
         if not _fits(oid, pattern) or not _is_size(size):
-            self.refuse(f"lists {shown(file)} with {shown(size)} bytes as {shown(oid)}")
+            self.refuse(f"lists {brief(file)} with {brief(size)} bytes as {brief(oid)}")
 
     def _path(self, path: Any) -> str:
         """A path in a repository, which becomes one in the cache."""
@@ -238,7 +239,7 @@ class Door:
             part in ("", ".", "..") or len(part.encode(errors="replace")) > 255 for part in parts
         )
         if bad or "\\" in path or _DRIVE.match(path) or not path.isprintable():
-            self.refuse(f"lists {shown(path)}, which is no name of a file")
+            self.refuse(f"lists {brief(path)}, which is no name of a file")
         return path
 
     def about(self, asked: Asked, url: str, head: Mapping[str, str]) -> dict[str, str]:
@@ -254,13 +255,13 @@ class Door:
         etag, commit = linked or head.get("ETag") or "", head.get("X-Repo-Commit")
         etag = etag.removeprefix("W/").removeprefix('"').removesuffix('"')
         if not _fits(etag, _NAME):
-            self.refuse(f"gave {shown(etag)} as the ETag of {shown(asked.file)}")
+            self.refuse(f"gave {brief(etag)} as the ETag of {brief(asked.file)}")
         if not _fits(commit, _COMMIT) or commit != asked.commit:
-            self.refuse(f"gave {shown(commit)} as the commit of {shown(asked.file)}")
+            self.refuse(f"gave {brief(commit)} as the commit of {brief(asked.file)}")
         listed = self.sizes.get(asked.file)
         count = int(size) if _fits(size, _SIZE) else listed
         if count is None or listed not in (None, count):
-            self.refuse(f"promises {shown(size)} bytes of {shown(asked.file)}, but lists {listed}")
+            self.refuse(f"promises {brief(size)} bytes of {brief(asked.file)}, but lists {listed}")
         promise = Promise("bytes", commit, asked.file, etag, count)
         if asked.file not in self.sizes:  # the list was in the cache
             self.sizes[asked.file] = count
@@ -273,13 +274,7 @@ class Door:
         """Remember what an address is for; one that is for two things would mix them up."""
         before = self.known.setdefault((method, url), asked)
         if before.what() != asked.what():
-            self.refuse(f"gave one address for {shown(before.file)} and {shown(asked.file)}")
-
-
-def shown(value: Any) -> str:
-    """A word of the hub's in a sentence: short, and nothing that a terminal would obey."""
-    text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+            self.refuse(f"gave one address for {brief(before.file)} and {brief(asked.file)}")
 
 
 def _fits(value: object, pattern: re.Pattern[str]) -> TypeGuard[str]:

@@ -132,7 +132,7 @@ def fetch(job: Job, *, progress: bool) -> str:
         aside.seek(0)
         lines = [line for line in aside.read().decode(errors="replace").splitlines() if line]
     died = f"'{job.model}' was not fetched: the process for it ended with {child.returncode}"
-    raise CheckpointError(last.get("error") or f"{died} ({_clean(lines[-1:])}); run again")
+    raise CheckpointError(last.get("error") or f"{died} ({''.join(lines[-1:])[:300]}); run again")
 
 
 def _listen(lines: Iterable[str], job: Job, progress: bool) -> dict[str, str]:
@@ -303,10 +303,6 @@ def explain(error: BaseException, job: Job) -> str:
         return f"the disk of {job.cache} is full; free some space, or set HF_HOME to a larger disk"
     if isinstance(error, PermissionError):
         return f"cannot write {error.filename}; change its owner, or set HF_HOME to another folder"
-    reason = f"{type(error).__name__}: {_clean(str(error).splitlines()[:1])}".rstrip(". :")
+    said = "".join(str(error).splitlines()[:1])[:300]
+    reason = f"{type(error).__name__}: {said}".rstrip(". :")
     return f"cannot fetch '{model}' from {hub} ({reason}); check the network, then run again"
-
-
-def _clean(lines: list[str]) -> str:
-    """At most one line, short, and without what a terminal would obey."""
-    return "".join(letter for letter in "".join(lines)[:300] if letter.isprintable())

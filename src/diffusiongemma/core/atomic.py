@@ -47,7 +47,7 @@ def replacing(target: Path) -> Iterator[Path]:
         OSError: the system refused; the target is as it was.
     """
     sweep(target.parent)
-    with _scratch(target) as scratch:
+    with scratch_beside(target) as scratch:
         part = scratch / "part"
         part.mkdir()
         yield part / target.name
@@ -61,13 +61,23 @@ def replacing(target: Path) -> Iterator[Path]:
     sweep(target.parent)  # what was kept as the only copy is none any more
 
 
+@contextmanager
+def scratch_beside(target: Path) -> Iterator[Path]:
+    """A locked hidden folder beside the target, which is deleted in the end."""
+    scratch, held = _claimed(target)
+    try:
+        yield scratch
+    finally:
+        _delete(scratch, held)
+
+
 def remove(path: Path) -> None:
     """Delete a folder: it is gone at once, and not file by file.
 
     Raises:
         OSError: the system refused; the folder is as it was.
     """
-    with _scratch(path) as scratch:
+    with scratch_beside(path) as scratch:
         path.rename(scratch / "gone")
 
 
@@ -107,16 +117,6 @@ def lock(descriptor: int) -> bool | None:
     except OSError:
         return None
     return True
-
-
-@contextmanager
-def _scratch(target: Path) -> Iterator[Path]:
-    """A locked hidden folder beside the target, which is deleted in the end."""
-    scratch, held = _claimed(target)
-    try:
-        yield scratch
-    finally:
-        _delete(scratch, held)
 
 
 def _claimed(target: Path) -> tuple[Path, int]:

@@ -20,10 +20,13 @@ import shutil
 import signal
 import subprocess
 import threading
+from collections.abc import Iterator
 from multiprocessing import spawn
 from pathlib import Path
 
+from diffusiongemma.core.atomic import scratch_beside, settle, sweep
 from diffusiongemma.core.errors import DeviceError
+from diffusiongemma.core.letters import sentence
 from diffusiongemma.core.log import logger
 from diffusiongemma.kernels.fast import SWITCH, plain_asked
 from diffusiongemma.kernels.native import place
@@ -79,7 +82,7 @@ def _found() -> tuple[ctypes.CDLL | None, str | None]:
             return None, why
         with _ONE:
             folder = place.own_folder(_folder())
-            place.sweep(folder)
+            sweep(folder)
             if os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0):
                 raise DeviceError(
                     f"nothing may be run from the disk of {folder}; name another"
@@ -97,7 +100,7 @@ def _found() -> tuple[ctypes.CDLL | None, str | None]:
             return found, None
     except Exception as error:  # whatever it is, the plain forms run
         kind = "" if isinstance(error, DeviceError) else f"{type(error).__name__}: "
-        why = _clean(f"{kind}{error}")
+        why = sentence(f"{kind}{error}")
         logger.warning("the CPU's own code could not be made (%s); the plain forms are used", why)
         return None, f"it could not be made: {why}"
 
@@ -176,7 +179,7 @@ def _opened(folder: Path, number: int, content: bytes) -> ctypes.CDLL:
         found = ctypes.CDLL(str(_FILES / str(number)))
     else:
         os.close(number)
-        with place.scratch(folder) as aside:
+        with _aside(folder) as aside:
             place.write_own(aside / "native.so", content)
             found = ctypes.CDLL(str(aside / "native.so"))
     for call in (found.diffusiongemma_trunk, found.diffusiongemma_readout):
@@ -195,7 +198,7 @@ def _make(folder: Path, name: str, sources: dict[str, bytes]) -> None:
     bytes are, once they did their work in a process that may die of them.
     """
     logger.info("compiling the steps of small networks for this processor (seconds, once)")
-    with place.scratch(folder) as aside:
+    with _aside(folder) as aside:
         for file, text in sources.items():
             place.write_own(aside / file, text)
         _run([*_command(), *_SOURCES, "-o", "made.so", "-lm"], _SECONDS, aside, "the compiler")
@@ -206,11 +209,20 @@ def _make(folder: Path, name: str, sources: dict[str, bytes]) -> None:
         target = f"{name}{_digest(made[1])}.so"
         place.write_own(aside / target, made[1])
         python = os.fsdecode(spawn.get_executable())
-        trial = [python, "-I", "-c", _TRY, str(aside / target)]
+        trial = [python, "-I", "-c", _TRY, f"./{target}"]
         what = "a first call of what the compiler made"
         if (said := _run(trial, _TRIAL_SECONDS, aside, what).strip()) != "it can":
             raise DeviceError(f"{what} said {said!r}")
         os.replace(aside / target, folder / target)
+        settle(folder)
+
+
+@contextlib.contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """A folder of ours for a moment; the next who looks removes it if we are killed."""
+    with scratch_beside(folder / "native") as scratch:
+        (scratch / "aside").mkdir(0o700)
+        yield scratch / "aside"
 
 
 def _run(command: list[str], seconds: float, folder: Path, what: str) -> str:
@@ -256,10 +268,5 @@ def _run(command: list[str], seconds: float, folder: Path, what: str) -> str:
     if status:
         lines = [line for line in text.splitlines() if line.strip()]
         said = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "")
-        raise DeviceError(f"{what} ended with {status}{': ' * bool(said)}{said}")
+        raise DeviceError(f"{what} ended with {status}{': ' * bool(said)}{said[:200]}")
     return text
-
-
-def _clean(text: str) -> str:
-    """A sentence of others: one line, short, and nothing that a terminal would obey."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)[:300].strip()

@@ -7,23 +7,13 @@ root can change a step of it. POSIX only.
 
 import contextlib
 import os
-import shutil
 import stat
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from diffusiongemma.core.errors import DeviceError
 
-if sys.platform != "win32":
-    import fcntl
-
 _LINKS = 40  # on one way
 _LARGEST = 1 << 26  # bytes of a file that is read
-_OLD_S = 3600.0
-_BEGINS = ".build-"
 
 
 def own_folder(path: Path) -> Path:
@@ -109,40 +99,3 @@ def write_own(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def scratch(folder: Path) -> Iterator[Path]:
-    """A folder for a moment, within one that is our own; locked as long as its owner lives."""
-    place = Path(tempfile.mkdtemp(prefix=_BEGINS, dir=folder))
-    lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):  # not every file system has locks; there it is by age
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield place
-    finally:
-        os.close(lock)
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what owners who were killed have left."""
-    for entry in os.scandir(folder):
-        with contextlib.suppress(OSError):
-            old = time.time() - entry.stat(follow_symlinks=False).st_mtime > _OLD_S
-            if entry.name.startswith(_BEGINS) and entry.is_dir(follow_symlinks=False):
-                if old or _is_free(entry.path):
-                    shutil.rmtree(entry.path, ignore_errors=True)
-            elif entry.name.startswith(".") and old:
-                os.unlink(entry.path)
-
-
-def _is_free(place: str) -> bool:
-    lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    finally:
-        os.close(lock)
-    return True
