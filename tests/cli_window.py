@@ -20,6 +20,8 @@ _TAKE = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     "os.execv(sys.argv[1], sys.argv[1:])"
 )
+# Of the terminal that the tests run in: a size named there goes before the window's own.
+_OTHERS = ("NO_COLOR", "COLUMNS", "LINES")
 _HELD = [*COMMAND[:-2], str(Path(__file__).with_name("cli_held.py"))]
 
 
@@ -58,7 +60,7 @@ class Window:
         if held:
             let, self._let = os.pipe()
         command = COMMAND if let is None else [*_HELD, str(let)]
-        kept = {name: value for name, value in ENVIRONMENT.items() if name != "NO_COLOR"}
+        kept = {name: value for name, value in ENVIRONMENT.items() if name not in _OTHERS}
         self.process = subprocess.Popen(
             [sys.executable, "-c", _TAKE, *command, *map(str, words)],
             stdin=slave,

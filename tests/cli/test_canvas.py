@@ -53,7 +53,6 @@ def test_lines_break_where_a_terminal_would(
         ("ab", 2),
         ("漢字", 4),
         ("e\u0301", 1),
-        ("\u00ad", 1),
         ("\u1112\u1161", 2),
         ("😀", 2),
     ],

@@ -207,6 +207,9 @@ def test_the_map_covers_every_position_and_step() -> None:
         ("漢字", 4, "漢字"),
         ("漢字漢", 4, "漢…"),
         ("漢字", 2, "漢"),
+        ("漢字", 0, ""),
+        ("f", 0, "f"),
+        ("f" * 1_000_000, 4, "fff…"),  # in one way over it
         ("e\u0301e\u0301", 2, "e\u0301e\u0301"),
     ],
 )

@@ -204,9 +204,9 @@ def fitted(text: str, room: float, letter: float) -> str:
         return text
     most = max(1, int(room / letter))
     mark = "…" if most > 2 else ""
-    while text and columns(text + mark) > most:
-        text = text[:-1]
-    return text + mark
+    widths = itertools.accumulate(map(columns, text))
+    too_wide = (end for end, width in enumerate(widths) if width > most - len(mark))
+    return text[: next(too_wide, len(text))] + mark
 
 
 def xml(text: str) -> str:
