@@ -178,6 +178,20 @@ def test_without_locks_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.Monk
     assert sorted(one.name for one in tmp_path.iterdir()) == [left.name, "target"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has other rights")
+def test_nobody_else_gets_at_what_is_being_written(tmp_path: Path) -> None:
+    """Whatever the umask; what appears has the rights that it says."""
+    before = os.umask(0)
+    try:
+        with atomic.replacing(tmp_path / "target") as part:
+            (scratch,) = tmp_path.iterdir()
+            assert scratch.stat().st_mode & 0o777 == 0o700
+            part.touch()
+        assert (tmp_path / "target").stat().st_mode & 0o777 == 0o666
+    finally:
+        os.umask(before)
+
+
 def test_long_names(tmp_path: Path) -> None:
     for name in ("n" * 255, "😀" * 63, "a\nb"):
         write_whole(tmp_path / name, "text")

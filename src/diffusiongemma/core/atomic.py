@@ -122,7 +122,7 @@ def lock(descriptor: int) -> bool | None:
 def _claimed(target: Path) -> tuple[Path, int]:
     while True:
         scratch = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}.partial")
-        scratch.mkdir()
+        scratch.mkdir(0o700)  # whoever may write to it could exchange what is being written
         # Until it is locked, somebody who sweeps may take it for a dead one's; then, another.
         with contextlib.suppress(FileNotFoundError):
             held = os.open(scratch / "lock", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
