@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import diffusiongemma as dg
 import quantised_toys
 import toys
+from diffusiongemma.checkpoint.load import holds
 from diffusiongemma.core.errors import CheckpointError, ConfigError
 from diffusiongemma.model.experts import Experts
 from diffusiongemma.quant.linear import Fp8Experts, Fp8Linear
@@ -125,6 +126,20 @@ def test_it_goes_there_and_back(folder: Path, tmp_path: Path) -> None:
     stored = load_file(folder / SINGLE)
     assert all(same(value, stored[name]) for name, value in there.items())
     assert f"{EXPERT}.up_proj.weight_scale" in there
+
+
+def test_a_number_that_differs_is_found(theirs: tuple[Any, Path]) -> None:
+    """In a weight, a scale, an expert's share, and what stayed plain."""
+    model = open_ours(theirs[1])
+    assert holds(theirs[1], model)
+    for name in ("attention.q.weight", "attention.q.scale", "experts.gate_up", "router.weight",
+                 "experts.gate_up_scale", "experts.down", "experts.down_scale"):  # fmt: skip
+        value = model.state_dict()[f"blocks.1.{name}"]
+        before = value[-1].clone()
+        value[-1] = 0
+        assert not holds(theirs[1], model), name
+        value[-1] = before
+    assert holds(theirs[1], model)
 
 
 def test_copies_in_the_encoder_must_be_copies(folder: Path) -> None:

@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 import diffusiongemma as dg
 import released_small
 from diffusiongemma.checkpoint import card, folder
 from diffusiongemma.checkpoint.folder import beside, destination, keep
+from diffusiongemma.checkpoint.quantise import quantise_folder
 from diffusiongemma.core.errors import CheckpointError
 from diffusiongemma.core.reading import read_json
 
@@ -67,9 +69,10 @@ def test_all_files_beside_the_weights_come_along_though_the_folder_is_gone(
     gemma = dg.load(copy)
     shutil.rmtree(copy)
     after = listing(gemma.save(tmp_path / "saved"))
-    for name in BESIDE:
+    for name in BESIDE.keys() - {"README.md"}:
         assert after[name] == before[name], name
-    ours = {"config.json", "generation_config.json", "model.safetensors"}
+    assert after["README.source.md"] == before["README.md"]  # of weights that nobody can compare
+    ours = {"config.json", "generation_config.json", "model.safetensors", "README.source.md"}
     assert after.keys() == BESIDE.keys() | ours
     again = dg.load(tmp_path / "saved")
     assert again.generate("a", seed=1).text == gemma.generate("a", seed=1).text
@@ -195,6 +198,124 @@ def test_a_card_by_hand_outlives_an_overwrite(copy: Path, tmp_path: Path) -> Non
     assert card.by_hand(target) == edited
     gemma.save(target, overwrite=True)
     assert (target / "README.md").read_bytes() == edited
+
+
+def test_a_card_stays_with_the_weights_that_it_speaks_of(copy: Path, tmp_path: Path) -> None:
+    mine = (copy / "README.md").read_bytes()
+    for dtype in ("float32", "bfloat16"):
+        same = dg.load(copy, dtype=dtype).save(tmp_path / dtype)
+        assert (same / "README.md").read_bytes() == mine
+        assert not (same / "README.source.md").exists()
+    gemma = dg.load(copy)
+    with torch.no_grad():
+        gemma.model.blocks[1].experts.down[2, 0, 0] += 1
+    changed = gemma.save(tmp_path / "changed")
+    text = (changed / "README.md").read_text()
+    assert "license: mit" in text and "mine" not in text
+    assert "README.source.md" in text and (changed / "README.source.md").read_bytes() == mine
+    again = dg.load(changed).save(tmp_path / "again")
+    for name in ("README.md", "README.source.md"):
+        assert (again / name).read_bytes() == (changed / name).read_bytes()
+    gemma.save(copy, overwrite=True)  # where the old card lies
+    assert "mine" not in (copy / "README.md").read_text()
+    gemma.save(tmp_path / "twice")
+    assert "mine" not in (tmp_path / "twice/README.md").read_text()
+
+
+def test_figures_of_the_small_model_are_not_those_of_one_trained_from_it(tmp_path: Path) -> None:
+    gemma = dg.load()
+    assert "| sorting |" in (gemma.save(tmp_path / "same") / "README.md").read_text()
+    step = torch.optim.SGD(gemma.model.requires_grad_(True).parameters(), lr=1e-3)
+    for weight in gemma.model.parameters():
+        weight.grad = torch.ones_like(weight)
+    step.step()
+    text = (gemma.save(tmp_path / "trained") / "README.md").read_text()
+    assert "| sorting |" not in text and "license: apache-2.0" in text
+
+
+SECRET = "a private file"
+
+
+def leads_to(secret: Path, file: Path, by: str) -> None:
+    """Have a file of a folder lead to one outside."""
+    file.unlink(missing_ok=True)
+    if by == "a way up":
+        file.symlink_to(os.path.relpath(secret, file.parent))
+    elif by == "two links":
+        (file.parent / "first").symlink_to(secret)
+        file.symlink_to("first")
+    else:
+        file.symlink_to(secret)
+
+
+@pytest.mark.parametrize("by", ["a link", "a way up", "two links"])
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "README.source.md", "LICENSE", "chat_template.jinja", "rules.json", "notes.txt"],
+)
+def test_a_link_that_leads_out_is_not_copied(
+    name: str, by: str, copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(SECRET)
+    leads_to(secret, copy / name, by)
+    gemma = dg.load(copy)
+    saved = gemma.save(tmp_path / "saved")
+    quantised = quantise_folder(copy, tmp_path / "quantised")
+    gemma.save(copy, overwrite=True)  # its own card is no reason to read it either
+    for made in (saved, quantised, copy):
+        assert SECRET.encode() not in listing(made).values()
+    assert f"has links that lead out of it: {name}; a copy lacks them" in caplog.text
+
+
+def test_settings_and_templates_of_somebody_else(
+    copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Any JSON object opens as settings, with its keys named; a folder may be a link, too."""
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "credentials").write_text(json.dumps({"token": SECRET}))
+    (secret / "private.jinja").write_text(SECRET)
+    leads_to(secret / "credentials", copy / "generation_config.json", "a link")
+    shutil.rmtree(copy / "additional_chat_templates")
+    (copy / "additional_chat_templates").symlink_to(secret)
+    saved = dg.load(copy).save(tmp_path / "saved")
+    for made in (saved, quantise_folder(copy, tmp_path / "quantised")):
+        assert not any(SECRET.encode() in content for content in listing(made).values())
+    for name in ("generation_config.json", "additional_chat_templates/private.jinja"):
+        assert name in caplog.text
+
+
+def test_a_link_within_a_folder_is_its_own(copy: Path, tmp_path: Path) -> None:
+    (copy / "deep").mkdir()
+    (copy / "LICENSE").rename(copy / "deep" / "terms")
+    (copy / "LICENSE").symlink_to("deep/terms")
+    (tmp_path / "linked").symlink_to(copy)
+    saved = dg.load(tmp_path / "linked").save(tmp_path / "saved")
+    assert (saved / "LICENSE").read_bytes() == BESIDE["LICENSE"]
+    assert not (saved / "LICENSE").is_symlink()
+
+
+@pytest.mark.parametrize("storage", ["models--me--mine", "anything"])
+def test_links_of_a_cache_are_those_to_its_blobs(
+    storage: str, copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "secret").write_text(SECRET)
+    blobs = tmp_path / storage / "blobs"
+    snapshot = tmp_path / storage / "snapshots" / "c0ffee"
+    blobs.mkdir(parents=True)
+    shutil.copytree(copy, snapshot)
+    for number, name in enumerate(BESIDE):
+        (snapshot / name).rename(blobs / str(number))
+        (snapshot / name).symlink_to(os.path.relpath(blobs / str(number), (snapshot / name).parent))
+    leads_to(tmp_path / "secret", blobs / "x", "a link")
+    (snapshot / "x.txt").symlink_to("../../blobs/x")
+    saved = listing(dg.load(snapshot).save(tmp_path / "saved"))
+    cached = storage.startswith("models--")
+    assert (saved.keys() >= BESIDE.keys()) == cached
+    assert (beside(snapshot) == sorted(BESIDE)) == cached
+    assert SECRET.encode() not in saved.values()
+    assert ("lead out of it: x.txt; a copy" in caplog.text) == cached  # else it is one of many
 
 
 def test_names_of_folders(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

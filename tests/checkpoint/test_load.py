@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusiongemma.checkpoint import names
 from diffusiongemma.checkpoint.config import from_hf
-from diffusiongemma.checkpoint.load import INDEX, SINGLE, find_shards, load_model, read_json
+from diffusiongemma.checkpoint.load import INDEX, SINGLE, find_shards, holds, load_model, read_json
 from diffusiongemma.core.errors import CheckpointError
 from diffusiongemma.model.model import DiffusionGemma
 
@@ -93,6 +93,23 @@ def test_formats(toy: Path, kept: torch.dtype, asked: torch.dtype) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_that_differs_is_found(toy: Path, dtype: torch.dtype) -> None:
+    rewrite(toy, lambda t: t.update({tied: t[TABLE].clone() for tied in names.TIED}))
+    split(toy)
+    model = opened(toy, dtype)
+    assert holds(toy, model)
+    for name, value in model.state_dict().items():
+        before = value.view(-1)[-1].clone()
+        value.view(-1)[-1] += 1
+        assert not holds(toy, model), name
+        value.view(-1)[-1] = before
+    assert holds(toy, model)
+    (toy / INDEX).unlink()
+    assert not holds(toy, model)
+    assert not holds(toy / "gone", model)
+
+
 def test_weights_stay_mapped_where_a_whole_shard_needs_no_change(toy: Path) -> None:
     assert all(is_mapped(value) for value in opened(toy).state_dict().values())
     assert not any(is_mapped(value) for value in opened(toy, torch.bfloat16).state_dict().values())

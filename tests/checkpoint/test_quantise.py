@@ -21,6 +21,7 @@ from diffusiongemma.checkpoint.load import INDEX, SINGLE, find_shards, read_json
 from diffusiongemma.checkpoint.quantise import quantise_folder
 from diffusiongemma.checkpoint.save import save_model
 from diffusiongemma.checkpoint.shard import ShardWriter
+from diffusiongemma.core import atomic
 from diffusiongemma.core.errors import CheckpointError
 from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.model import DiffusionGemma
@@ -91,8 +92,9 @@ def test_shards_stay_shards_and_files_beside_come_along(tmp_path: Path) -> None:
     (source / "optimizer.bin").write_bytes(b"\x80")
     quantise_folder(source, tmp_path / "ours")
     there = {path.name for path in (tmp_path / "ours").iterdir()}
-    gone = {"README.md", "optimizer.bin"}
-    assert there == {path.name for path in source.iterdir()} - gone
+    gone, new = {"README.md", "optimizer.bin"}, {"README.source.md"}
+    assert there == {path.name for path in source.iterdir()} - gone | new
+    assert (tmp_path / "ours/README.source.md").read_text() == (source / "README.md").read_text()
     assert len(find_shards(tmp_path / "ours")) == len(find_shards(source)) > 3
     open_ours(tmp_path / "ours")
     table = json.loads((tmp_path / "ours" / INDEX).read_text())
@@ -102,6 +104,30 @@ def test_shards_stay_shards_and_files_beside_come_along(tmp_path: Path) -> None:
     assert table["metadata"]["total_size"] == sum(value.nbytes for value, _ in stored.values())
     given, made = (read_json(folder / "config.json") for folder in (source, tmp_path / "ours"))
     assert given == {key: value for key, value in made.items() if key != "quantization_config"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_appears_with_its_card(
+    overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toys.write(TOY, tmp_path / "plain")
+    if overwrite:
+        toys.write(TOY, tmp_path / "ours")
+    appeared, put = [], atomic._put
+
+    def watched(new: Path, target: Path, scratch: Path) -> None:
+        put(new, target, scratch)
+        appeared.append({path.name: path.read_bytes() for path in target.iterdir()})
+
+    monkeypatch.setattr(atomic, "_put", watched)
+    quantise_folder(
+        tmp_path / "plain",
+        tmp_path / "ours",
+        card=lambda made: ", ".join(sorted(path.name for path in made.iterdir())).encode(),
+        overwrite=overwrite,
+    )
+    (there,) = appeared
+    assert there["README.md"] == b"config.json, generation_config.json, model.safetensors"
 
 
 def test_experts_that_are_stored_one_by_one(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from diffusiongemma.checkpoint.folder import CARD
+from diffusiongemma.checkpoint.folder import BEFORE, CARD, is_own
 from diffusiongemma.checkpoint.hub import looks_like_hub_id
 from diffusiongemma.core.errors import CheckpointError
 from diffusiongemma.core.reading import read_bytes
@@ -92,12 +92,26 @@ def compose(
     return f"{text}<!-- as diffusiongemma wrote it: {_sum(text)} -->\n"
 
 
-def by_hand(folder: Path) -> bytes | None:
-    """The card that lies in a folder, if a person wrote or changed it."""
+def tell_before(before: bytes | None) -> str:
+    """A paragraph on the card of what a copy with other weights was made from, if it had one."""
+    if before is None:
+        return ""
+    return (
+        f"\n\nThe card of what it was made from is in `{BEFORE}`; its figures are not this one's."
+    )
+
+
+def lies_in(folder: Path) -> bytes | None:
+    """The card of a folder, if it has one that can be read."""
     try:
-        content = read_bytes(folder / CARD, _LARGEST)
+        return read_bytes(folder / CARD) if is_own(folder, CARD) else None
     except CheckpointError:
         return None
+
+
+def by_hand(folder: Path) -> bytes | None:
+    """The card that lies in a folder, if a person wrote or changed it."""
+    content = lies_in(folder)
     return None if content is None or _untouched(content) else content
 
 

@@ -17,6 +17,8 @@ from diffusiongemma.core.log import warn_once
 from diffusiongemma.core.reading import listed, read_bytes, unreadable
 
 CARD = "README.md"
+BEFORE = "README.source.md"
+"""The card of what a copy was made from, if the copy has other weights."""
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
 _WORDS = (".json", ".jinja", ".txt", ".model")
@@ -66,11 +68,42 @@ def origin(model: str | os.PathLike[str], folder: Path) -> str | None:
 
 def beside(folder: Path) -> list[str]:
     """Files that belong to every copy, but for the two configs, as paths within the folder."""
+    return [name for name in _named(folder) if name != GENERATION and is_own(folder, name)]
+
+
+def is_own(folder: Path, name: str) -> bool:
+    """Whether a file is a folder's own: whoever made the folder can have a link lead to a file of
+    somebody else's, which no copy may hold. Those of a hub's cache lead to the model's blobs there.
+    """
+    here = Path(os.path.realpath(folder))
+    places = [here]
+    storage = here.parent.parent
+    if here.parent.name == "snapshots" and storage.name.startswith("models--"):
+        places.append(storage / "blobs")
+    file = Path(os.path.realpath(here / name))
+    return file.is_file() and any(file.is_relative_to(place) for place in places)
+
+
+def tell_strays(folder: Path) -> None:
+    """Warn of the files that a copy lacks because they are somebody else's, see `is_own`."""
+    try:
+        strays = [name for name in _named(folder) if not is_own(folder, name)]
+    except OSError:  # it is gone, or shut; what was kept of it is whole
+        return
+    if strays:
+        warn_once(
+            f"{folder} has links that lead out of it: {listed(strays)}; a copy lacks them, so put "
+            "the files themselves there"
+        )
+
+
+def _named(folder: Path) -> list[str]:
+    """Files that would belong to every copy by their names."""
     found = []
     for file in sorted([*folder.iterdir(), *(folder / _TEMPLATES).glob("*.jinja")]):
         name = file.name
-        kept = file.suffix in _WORDS or name.upper().startswith(_LEGAL) or name == CARD
-        apart = name in (CONFIG, GENERATION) or name.endswith(".index.json")
+        kept = file.suffix in _WORDS or name.upper().startswith(_LEGAL) or name in (CARD, BEFORE)
+        apart = name == CONFIG or name.endswith(".index.json")
         if kept and not apart and file.is_file():
             found.append(file.relative_to(folder).as_posix())
     return found

@@ -92,6 +92,26 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
+def holds(folder: Path, model: DiffusionGemma) -> bool:
+    """Whether a network has the weights that a folder holds, in whatever format.
+
+    All of them are read, one tensor at a time.
+    """
+    try:
+        headers = {shard: header_of(shard) for shard in find_shards(folder)}
+        stored = [name for header in headers.values() for name in header]
+        places = slots(model, stored)
+        for shard, header in headers.items():
+            with open_shard(shard) as file:
+                for there in header:
+                    slot = places.pop(names.to_here(there) or "", None)
+                    if slot is not None and not slot.holds(file.get_tensor(there)):
+                        return False
+    except (CheckpointError, SafetensorError):  # it is gone, or was changed
+        return False
+    return not places
+
+
 def find_shards(folder: Path) -> list[Path]:
     """The safetensors files of a folder; as transformers does it, an index counts only if there is
     no single file.

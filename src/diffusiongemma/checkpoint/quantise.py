@@ -7,7 +7,7 @@ name. The folder appears whole or not at all.
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,15 @@ from tqdm import tqdm
 
 from diffusiongemma.checkpoint import fp8, names
 from diffusiongemma.checkpoint.config import read_config
-from diffusiongemma.checkpoint.folder import CARD, GENERATION, beside, destination
+from diffusiongemma.checkpoint.folder import (
+    BEFORE,
+    CARD,
+    GENERATION,
+    beside,
+    destination,
+    is_own,
+    tell_strays,
+)
 from diffusiongemma.checkpoint.load import (
     INDEX,
     Header,
@@ -40,13 +48,19 @@ _SPARE = 10_000_000  # bytes for what is no weight
 
 
 def quantise_folder(
-    source: Path, folder: Path, *, overwrite: bool = False, progress: bool = False
+    source: Path,
+    folder: Path,
+    *,
+    card: Callable[[Path], bytes] | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
 ) -> Path:
     """Write a checkpoint's FP8-dynamic twin, as compressed-tensors would.
 
     Args:
         source: a plain checkpoint's folder.
         folder: where to; it must not exist, or be empty, unless `overwrite`.
+        card: makes the card, of the folder with all else in it.
         overwrite: replace a checkpoint that is there, with all that its folder holds.
         progress: show a bar on standard error.
 
@@ -70,10 +84,7 @@ def quantise_folder(
     layouts = {shard.name: _layout(header, wanted) for shard, header in headers.items()}
     _check_space(folder, sum(map(size_of, layouts.values())))
     with whole_folder(folder, overwrite=overwrite) as scratch:
-        for name in (*beside(source), GENERATION):
-            if name != CARD and (source / name).is_file():
-                (scratch / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(source / name, scratch / name)
+        _copy_beside(source, scratch)
         write_json(scratch / "config.json", raw | {"quantization_config": fp8.scheme()})
         count = sum(map(len, headers.values()))
         with tqdm(
@@ -87,7 +98,19 @@ def quantise_folder(
                         bar.update()
         if (source / INDEX).is_file() and len(headers) > 1:
             write_json(scratch / INDEX, _index(layouts))
+        if card is not None:
+            (scratch / CARD).write_bytes(card(scratch))
     return destination(folder)
+
+
+def _copy_beside(source: Path, scratch: Path) -> None:
+    """What is no weight. The source's card speaks of other weights, and gets another name."""
+    tell_strays(source)
+    for name in (*beside(source), GENERATION):
+        if is_own(source, name):
+            made = scratch / (BEFORE if name == CARD else name)
+            made.parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, made)
 
 
 def _layout(header: Header, wanted: set[str]) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -1,4 +1,4 @@
-"""The places of a network that wait for a checkpoint's tensors, each by our name for the tensor.
+"""The places of a network for a checkpoint's tensors, each by our name for the tensor.
 
 Most tensors have a place of their own. Experts that are stored one by one share two tensors (and
 two of scales), which are made when the first of them comes.
@@ -59,6 +59,19 @@ class Slot:
         """Put the tensor in its place."""
         self._put(value.view(self._inside))
 
+    def holds(self, value: Tensor) -> bool:
+        """Whether a stored tensor is what is in its place, but for the format."""
+        here = self._value().detach()
+        if tuple(value.shape) != self.shape:
+            return False
+        there = value.view(self._inside).to(here.device, here.dtype)
+        if here.dtype is E4M3:  # which has no comparison everywhere
+            there, here = there.view(torch.uint8), here.contiguous().view(torch.uint8)
+        return torch.equal(there, here)
+
+    def _value(self) -> Tensor:
+        return getattr(self.owner, self.name)
+
     def _put(self, value: Tensor) -> None:
         if self.is_parameter:
             value = nn.Parameter(value, requires_grad=False)
@@ -94,6 +107,9 @@ class Part(Slot):
             self._put(torch.empty(self._whole, dtype=value.dtype, device=value.device))
             whole = getattr(self.owner, self.name)
         whole.detach()[self.expert, self.rows] = value.view(self._inside)
+
+    def _value(self) -> Tensor:
+        return getattr(self.owner, self.name)[self.expert, self.rows]
 
 
 def slots(model: DiffusionGemma, stored: Collection[str]) -> dict[str, Slot]:

@@ -75,15 +75,11 @@ def run(args: argparse.Namespace) -> int:
     source = hub.find(model, revision=args.revision, offline=args.offline or None, progress=shown)
     _check_apart(source, out)
     own = card.by_hand(out)
-    sizes = {"before_bytes": _weight_bytes(source)}
-    quantise_folder(source, out, overwrite=args.overwrite, progress=shown)
-    sizes["after_bytes"] = _weight_bytes(out)
-    before, after = (f"{number / 1e6:,.1f} MB" for number in sizes.values())
-    size = f"{after} of weights, before {before}"
-    write = partial(_card, source, out, origin(model, source), size)
-    write_whole(out / CARD, own.decode("utf-8", "replace") if own is not None else write(""))
+    write = partial(_card, source, out.resolve().name, origin(model, source))
+    made = (lambda _: own) if own is not None else write
+    quantise_folder(source, out, card=made, overwrite=args.overwrite, progress=shown)
     if not args.json:
-        say(f"{out}: {size}")
+        say(f"{out}: {_sizes(source, out)}")
     found: dict[str, Any] = {}
     if not args.no_damage:
         from diffusiongemma.cli import damage
@@ -91,31 +87,39 @@ def run(args: argparse.Namespace) -> int:
         found = _damage(source, out, count, args)
         tables = damage.tables(found)
         if own is None:
-            write_whole(out / CARD, write(tables))
+            write_whole(out / CARD, write(out, tables).decode())
         if not args.json:
             say(f"\n{tables}")
     if args.json:
+        sizes = {"before_bytes": _weight_bytes(source), "after_bytes": _weight_bytes(out)}
         give(as_json({"out": str(out), **sizes, **_plain(found)}, indent=2))
     return 0
 
 
-def _card(source: Path, out: Path, base: str | None, size: str, tables: str) -> str:
+def _card(source: Path, place: str, base: str | None, made: Path, tables: str = "") -> bytes:
+    """The card of what was made, with what it cost once that is known."""
     from diffusiongemma.checkpoint import card
     from diffusiongemma.checkpoint.config import read_config
-    from diffusiongemma.checkpoint.folder import CARD
+    from diffusiongemma.checkpoint.folder import BEFORE
     from diffusiongemma.core.reading import read_bytes
     from diffusiongemma.engine.open import SHIPPED
 
     name = "the small model in diffusiongemma" if source == SHIPPED else f"`{base or source.name}`"
+    before = read_bytes(made / BEFORE)
     return card.compose(
-        out.resolve().name,
-        read_config(out).config,
-        about=_MADE.format(base=name, size=size),
+        place,
+        read_config(made).config,
+        about=_MADE.format(base=name, size=_sizes(source, made)) + card.tell_before(before),
         base=base,
         relation="quantized",
-        before=read_bytes(source / CARD),
+        before=before,
         after=tables,
-    )
+    ).encode()
+
+
+def _sizes(source: Path, made: Path) -> str:
+    before, after = (f"{_weight_bytes(folder) / 1e6:,.1f} MB" for folder in (source, made))
+    return f"{after} of weights, before {before}"
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -293,7 +293,7 @@ class Gemma:
         )
 
     def _copy(self) -> Copy:
-        return Copy(self.model, self.sampler, self.eos, self._kept)
+        return Copy(self.model, self.sampler, self.eos, self.folder, self._kept)
 
     def _request(
         self,

@@ -10,7 +10,7 @@ import torch
 
 from diffusiongemma.checkpoint import hub
 from diffusiongemma.checkpoint.config import read_config
-from diffusiongemma.checkpoint.folder import GENERATION, Kept, keep, origin
+from diffusiongemma.checkpoint.folder import GENERATION, Kept, is_own, keep, origin
 from diffusiongemma.checkpoint.load import load_model
 from diffusiongemma.core.device import choose
 from diffusiongemma.core.errors import CheckpointError
@@ -85,7 +85,7 @@ def load(
         folder=folder,
         kept=Kept(
             config=described.kept,
-            generation=settings,
+            generation=settings if is_own(folder, GENERATION) else {},
             files=keep(folder),
             origin=None if model is None else origin(model, folder),
         ),

@@ -9,8 +9,16 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusiongemma.checkpoint.card import by_hand, compose
-from diffusiongemma.checkpoint.folder import CARD, GENERATION, Kept, destination
+from diffusiongemma.checkpoint.card import by_hand, compose, lies_in, tell_before
+from diffusiongemma.checkpoint.folder import (
+    BEFORE,
+    CARD,
+    GENERATION,
+    Kept,
+    destination,
+    tell_strays,
+)
+from diffusiongemma.checkpoint.load import holds
 from diffusiongemma.checkpoint.push import push
 from diffusiongemma.checkpoint.save import merged, save_model
 from diffusiongemma.diffusion.config import SamplerConfig
@@ -25,19 +33,23 @@ class Copy:
         model: the network.
         sampler: the sampling defaults.
         eos: ids that end an answer.
+        folder: where it came from.
         kept: what the files said beyond these, when they were opened.
     """
 
     model: DiffusionGemma
     sampler: SamplerConfig
     eos: Collection[int]
+    folder: Path
     kept: Kept
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool) -> Path:
         """Write a folder; see `Gemma.save`."""
         target = destination(folder)
-        card = by_hand(target) if overwrite else None
-        return self._write(target, card or self._card(target.resolve().name), overwrite)
+        there = by_hand(target) if overwrite else None
+        if there == self.kept.files.get(CARD):  # it is of the source, and not of a copy
+            there = None
+        return self._write(target, target.resolve().name, overwrite, there)
 
     def push(
         self,
@@ -50,12 +62,14 @@ class Copy:
     ) -> str:
         """Write a temporary folder and upload it; see `Gemma.push_to_hub`."""
         with tempfile.TemporaryDirectory(prefix="diffusiongemma-push-") as scratch:
-            folder = self._write(Path(scratch, "model"), self._card(repo_id), False)
+            folder = self._write(Path(scratch, "model"), repo_id, False)
             return push(
                 folder, repo_id, private=private, token=token, revision=revision, message=message
             )
 
-    def _write(self, folder: Path, card: bytes, overwrite: bool) -> Path:
+    def _write(self, folder: Path, place: str, overwrite: bool, card: bytes | None = None) -> Path:
+        tell_strays(self.folder)
+        cards = self._cards(place) if card is None else {CARD: card}
         eos = {"eos_token_id": sorted(self.eos)} if self.eos else {}
         said = self.sampler.to_generation_config() | eos
         return save_model(
@@ -63,14 +77,15 @@ class Copy:
             folder,
             extra={GENERATION: merged(said, self.kept.generation)},
             keys=self.kept.config,
-            files={**self.kept.files, CARD: card},
+            files={**self.kept.files, **cards},
             overwrite=overwrite,
         )
 
-    def _card(self, place: str) -> bytes:
-        """The card that was there, or a new one."""
-        if CARD in self.kept.files:
-            return self.kept.files[CARD]
+    def _cards(self, place: str) -> dict[str, bytes]:
+        """The source's card if it speaks of these weights; else a new one, and it beside that."""
+        before = self.kept.files.get(CARD)
+        if before is not None and self._unchanged(before):
+            return {CARD: before}
         config, base = self.model.config, self.kept.origin
         count = sum(weight.numel() for weight in self.model.parameters())
         source = "" if base is None else f" It comes from `{base}`."
@@ -78,5 +93,11 @@ class Copy:
             f"A DiffusionGemma with {count:,} parameters: it drafts {config.canvas_length} tokens "
             f"at once, in a context of {config.max_position_embeddings:,}, and reads "
             f"{'no pictures' if config.vision is None else 'pictures'}.{source}"
+            f"{tell_before(before)}"
         )
-        return compose(place, config, about=about, base=base).encode()
+        made = {CARD: compose(place, config, about=about, base=base, before=before).encode()}
+        return made if before is None else {BEFORE: before, **made}
+
+    def _unchanged(self, card: bytes) -> bool:
+        """Whether the weights are still those that a card of the source's folder speaks of."""
+        return lies_in(self.folder) == card and holds(self.folder, self.model)
