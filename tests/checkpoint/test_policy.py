@@ -5,6 +5,7 @@ damaged is refused: of every small file of a checkpoint.
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -164,6 +165,47 @@ def test_what_is_known_and_cannot_be_honoured_is_refused(
     edit(copy / name, lambda raw: raw.update(change))
     with pytest.raises(DiffusionGemmaError, match=message):
         dg.load(copy)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json", "text_config"])
+@pytest.mark.parametrize(
+    "said", [-1, [1, -1], "vocabulary", [1, 10**30], True, 1.0, "1", [[1]], {}]
+)
+def test_end_marks_are_ids_of_the_vocabulary(copy: Path, name: str, said: object) -> None:
+    """Such as -1, which some write for none: transformers never ends an answer then, we do."""
+    vocabulary = read_json(copy / "config.json")["text_config"]["vocab_size"]
+    value = vocabulary if said == "vocabulary" else said
+    end_marks_say(copy, name, value)
+    file = "config.json" if name == "text_config" else name
+    message = (
+        f"{file} has eos_token_id = {value!r}, and must have ids from 0 to {vocabulary - 1}, one or"
+        " a list of them; correct it, or remove it to end answers by the tokenizer's marks alone"
+    )
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        dg.load(copy)
+    assert main(["doctor", "-m", str(copy)]) != 0
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json", "text_config"])
+@pytest.mark.parametrize(("said", "ids"), [(None, set()), ([], set()), (0, {0}), ([0, 7], {0, 7})])
+def test_end_marks_add_to_those_of_the_tokenizer(
+    copy: Path, name: str, said: object, ids: set[int]
+) -> None:
+    end_marks_say(copy, name, None)
+    usual = dg.load(copy).eos
+    end_marks_say(copy, name, said)
+    assert dg.load(copy).eos == usual | ids
+
+
+def end_marks_say(copy: Path, name: str, value: object) -> None:
+    """Have one of the three places say it, and the others nothing."""
+    for place in ("generation_config.json", "config.json", "text_config"):
+        said = value if place == name else None
+        file = "config.json" if place == "text_config" else place
+        edit(
+            copy / file,
+            lambda raw, place=place, said=said: raw.get(place, raw).update(eos_token_id=said),
+        )
 
 
 SMALL_FILES = [

@@ -57,7 +57,9 @@ class Checkup:
         given = self._try(read_settings, folder)
         if given is not None:
             self._try(SamplerConfig.from_generation_config, given)
-        eos = self._try(end_marks, given or {}, raw or {})
+        eos = None
+        if config is not None:
+            eos = self._try(end_marks, given or {}, raw or {}, config.vocab_size)
         self._words(folder, config, eos or ())
 
     def _try(self, look: Callable[P, R], *args: P.args, **options: P.kwargs) -> R | None:

@@ -10,10 +10,11 @@ import torch
 
 from diffusiongemma.checkpoint import hub
 from diffusiongemma.checkpoint.config import read_config
-from diffusiongemma.checkpoint.folder import GENERATION, Kept, is_own, keep, origin
+from diffusiongemma.checkpoint.folder import CONFIG, GENERATION, Kept, is_own, keep, origin
 from diffusiongemma.checkpoint.load import load_model
 from diffusiongemma.core.device import choose
 from diffusiongemma.core.errors import CheckpointError
+from diffusiongemma.core.letters import brief
 from diffusiongemma.core.reading import find_json, name_unknown
 from diffusiongemma.dialog.chat import Chat, SpecialIds
 from diffusiongemma.dialog.settings import ImageSettings
@@ -71,7 +72,7 @@ def load(
     config = described.config
     place = choose(device, dtype, config.dtype)
     settings = read_settings(folder)
-    eos = end_marks(settings, described.raw)
+    eos = end_marks(settings, described.raw, config.vocab_size)
     tokenizer = Tokenizer.from_folder(folder)
     chat = None if tokenizer is None else open_chat(folder, tokenizer, config, eos)
     network = load_model(folder, config, device=place.device, dtype=place.dtype, progress=shown)
@@ -104,22 +105,33 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def end_marks(settings: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[int, ...]:
+def end_marks(
+    settings: Mapping[str, Any], raw: Mapping[str, Any], vocabulary: int
+) -> tuple[int, ...]:
     """Ids that end an answer by the files: the generation config's, else the config's.
 
     Where there is a tokenizer they add to the marks that always do, see `dialog.marks`.
 
+    Args:
+        settings: the parsed `generation_config.json`.
+        raw: the parsed `config.json`.
+        vocabulary: number of tokens.
+
     Raises:
-        CheckpointError: something else than ids stands there.
+        CheckpointError: something else than ids of the vocabulary stands there.
     """
     text = raw.get("text_config") or {}
-    for source in (settings, raw, text):
+    for name, source in ((GENERATION, settings), (CONFIG, raw), (CONFIG, text)):
         value = source.get("eos_token_id")
         if value is None:
             continue
         ids = value if isinstance(value, list) else [value]
-        if not all(isinstance(one, int) and not isinstance(one, bool) for one in ids):
-            raise CheckpointError(f"eos_token_id must be token ids, got {value!r}")
+        if not all(type(one) is int and 0 <= one < vocabulary for one in ids):
+            raise CheckpointError(
+                f"{name} has eos_token_id = {brief(value)}, and must have ids from 0 to "
+                f"{vocabulary - 1}, one or a list of them; correct it, or remove it to end answers "
+                "by the tokenizer's marks alone"
+            )
         return tuple(ids)
     return ()
 
