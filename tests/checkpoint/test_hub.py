@@ -29,8 +29,13 @@ FILES = {
     "pytorch_model.bin": b"a pickle",
     "old/optimizer.pt": b"a pickle",
     "README.md": b"words",
+    "LICENSE": b"terms",
+    "NOTICE.txt": b"names",
+    "LICENSE.py": b"print()",
+    "notes.md": b"more words",
 }
-FETCHED = {"config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"}
+NEEDED = {"config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"}
+FETCHED = NEEDED | {"README.md", "LICENSE", "NOTICE.txt"}
 
 
 @pytest.fixture
@@ -149,7 +154,8 @@ def test_downloads_what_is_needed_and_no_pickles(hub: StandIn) -> None:
     folder = fetch(hub)
     assert names(folder) == FETCHED
     assert all((folder / name).read_bytes() == FILES[name] for name in FETCHED)
-    assert not hub.gets("pytorch_model.bin") and not hub.gets("optimizer.pt")
+    for name in ("pytorch_model.bin", "optimizer.pt", "LICENSE.py", "notes.md"):
+        assert not hub.gets(name)
 
 
 def test_the_second_time_fetches_nothing(hub: StandIn) -> None:
@@ -169,6 +175,23 @@ def test_offline_finds_what_was_fetched(hub: StandIn) -> None:
 def test_a_dead_network_falls_back_on_the_cache(hub: StandIn) -> None:
     first = fetch(hub)
     assert find(NAME, endpoint="http://127.0.0.1:9", progress=False) == first
+
+
+def test_a_cache_without_card_and_terms_opens(hub: StandIn) -> None:
+    """As one that an earlier version, or another library, filled; they come when it is online."""
+    first = fetch(hub)
+    for name in FETCHED - NEEDED:
+        (first / name).unlink()
+    assert fetch(hub, offline=True) == first
+    assert find(NAME, endpoint="http://127.0.0.1:9", progress=False) == first
+    assert names(first) == NEEDED
+    assert names(fetch(hub)) == FETCHED
+
+
+def test_a_dead_network_and_a_part_of_the_files(hub: StandIn) -> None:
+    (fetch(hub) / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"holds only part of .*; load it once while online"):
+        find(NAME, endpoint="http://127.0.0.1:9", progress=False)
 
 
 def test_offline_with_an_empty_cache(hub: StandIn) -> None:

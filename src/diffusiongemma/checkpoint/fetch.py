@@ -29,8 +29,13 @@ from diffusiongemma.core.errors import CheckpointError
 if TYPE_CHECKING:
     from diffusiongemma.checkpoint.door import Watch
 
-FILES = ("*.safetensors", "*.json", "*.jinja")
-"""What is fetched: a pickle can run code when it is opened, so none is ever asked for."""
+NEEDED = ("*.safetensors", "*.json", "*.jinja")
+"""What a checkpoint is opened from: a pickle can run code then, so none is ever asked for."""
+FILES = (
+    *NEEDED, "README.md", "README.source.md",
+    *(f"{name}{end}" for name in ("LICENSE", "NOTICE") for end in ("", ".md", ".txt")),
+)  # fmt: skip
+"""What is fetched: cards and terms too, which a copy keeps."""
 
 PATIENCE_S = 60.0
 """How long a hub may take for every `LEAST` bytes while it is waited for."""
@@ -82,6 +87,7 @@ def snapshot(job: Job, *, local: bool) -> str:
         CheckpointError: for whatever reason it is not there.
     """
     import huggingface_hub
+    from huggingface_hub import errors
 
     try:
         return huggingface_hub.snapshot_download(
@@ -91,8 +97,12 @@ def snapshot(job: Job, *, local: bool) -> str:
             local_files_only=local,
             endpoint=job.hub,
             cache_dir=job.cache,
-            allow_patterns=list(FILES),
+            allow_patterns=list(NEEDED if local else FILES),
         )
+    except errors.IncompleteSnapshotError as error:
+        if not local:  # the hub is out of reach, and what the cache lacks may not be needed
+            return snapshot(job, local=True)
+        raise CheckpointError(explain(error, job)) from error
     except Exception as error:  # the answers of strangers have no end of ways to be odd
         raise CheckpointError(explain(error, job)) from error
 
