@@ -67,6 +67,26 @@ def test_a_long_message_keeps_what_is_wrong_and_what_to_do() -> None:
     assert said.startswith("'xxx") and said.endswith("xxx' is too long; shorten it")
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (KeyError("rope"), "KeyError: 'rope'"),
+        (ValueError("first. \nsecond"), "ValueError: first"),
+        (ValueError("\n \n first:"), "ValueError: first"),
+        (ValueError(""), "ValueError"),
+        (ValueError(), "ValueError"),
+    ],
+)
+def test_what_others_raised_is_told_by_its_first_line(error: Exception, expected: str) -> None:
+    assert letters.reason(error) == expected
+
+
+def test_what_others_raised_is_short() -> None:
+    said = letters.reason(ValueError("a" + "x" * 10_000 + "b"))
+    assert said.startswith("ValueError: ax") and said.endswith("xb")
+    assert len(said) == len("ValueError: ") + letters.QUOTED
+
+
 def test_a_value_in_a_sentence_is_brief() -> None:
     assert letters.brief({"a": 1}) == "{'a': 1}"
     said = letters.brief("\x1b" * 10_000 + "end")

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from diffusiongemma.core.errors import CheckpointError
+from diffusiongemma.core.letters import first_line, reason
 
 if TYPE_CHECKING:
     from diffusiongemma.checkpoint.door import Watch
@@ -142,7 +143,9 @@ def fetch(job: Job, *, progress: bool) -> str:
         aside.seek(0)
         lines = [line for line in aside.read().decode(errors="replace").splitlines() if line]
     died = f"'{job.model}' was not fetched: the process for it ended with {child.returncode}"
-    raise CheckpointError(last.get("error") or f"{died} ({''.join(lines[-1:])[:300]}); run again")
+    raise CheckpointError(
+        last.get("error") or f"{died} ({first_line(''.join(lines[-1:]))}); run again"
+    )
 
 
 def _listen(lines: Iterable[str], job: Job, progress: bool) -> dict[str, str]:
@@ -313,6 +316,4 @@ def explain(error: BaseException, job: Job) -> str:
         return f"the disk of {job.cache} is full; free some space, or set HF_HOME to a larger disk"
     if isinstance(error, PermissionError):
         return f"cannot write {error.filename}; change its owner, or set HF_HOME to another folder"
-    said = "".join(str(error).splitlines()[:1])[:300]
-    reason = f"{type(error).__name__}: {said}".rstrip(". :")
-    return f"cannot fetch '{model}' from {hub} ({reason}); check the network, then run again"
+    return f"cannot fetch '{model}' from {hub} ({reason(error)}); check the network, then run again"

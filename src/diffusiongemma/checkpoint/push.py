@@ -14,6 +14,7 @@ from diffusiongemma.checkpoint.fetch import TOKEN_HELP
 from diffusiongemma.checkpoint.folder import CARD
 from diffusiongemma.checkpoint.hub import looks_like_hub_id
 from diffusiongemma.core.errors import CheckpointError, OptionError
+from diffusiongemma.core.letters import reason
 from diffusiongemma.core.log import warn_once
 
 _TOKEN_HELP = f"{TOKEN_HELP}, with the right to write"
@@ -137,6 +138,4 @@ def _explain(error: Exception, repo_id: str, revision: str | None, hub: str) -> 
         return f"{where} has no branch '{revision}'; name a branch, not a tag or a commit"
     if status in (409, 412):
         return f"{where} was changed by somebody else meanwhile; look at it, then run again"
-    said = f"{error}".strip() or "no reason given"
-    reason = f"{type(error).__name__}: {said}".splitlines()[0].rstrip(". :")[:300]
-    return f"cannot upload to {where} ({reason}); check the network, then run again"
+    return f"cannot upload to {where} ({reason(error)}); check the network, then run again"

@@ -19,7 +19,7 @@ from diffusiongemma.cli.notes import noted
 from diffusiongemma.cli.output import say
 from diffusiongemma.cli.verbs import meant, module
 from diffusiongemma.core.errors import DiffusionGemmaError
-from diffusiongemma.core.letters import sentence
+from diffusiongemma.core.letters import reason, sentence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,8 +88,8 @@ def _sentence(error: Exception) -> tuple[str, int]:
         where = f": {error.filename}" if error.filename else ""
         return f"the system refused: {error.strerror or error}{where}", 2
     return (
-        f"this is a mistake of ours ({type(error).__name__}: {error}); run it again with --debug "
-        "and report what it prints",
+        f"this is a mistake of ours ({reason(error)}); run it again with --debug and report what "
+        "it prints",
         1,
     )
 

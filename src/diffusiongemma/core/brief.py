@@ -1,9 +1,14 @@
-"""One line for what is large: how results and events show themselves at a prompt."""
+"""One line for what is large: how results and events show themselves at a prompt.
+
+Knows what is told by its size; how a text is cut, `letters` knows.
+"""
 
 from typing import Any
 
+from diffusiongemma.core.letters import brief, cut
+
 WIDTH = 100
-_TEXT, _FEW = 40, 4
+_VALUE, _FEW = 50, 4
 
 
 class Brief:
@@ -14,15 +19,12 @@ class Brief:
     def __repr__(self) -> str:
         names = list(getattr(self, "__dataclass_fields__", {}))
         values = [(name, getattr(self, name)) for name in names]
-        shown = [f"{name}={brief(value)}" for name, value in values if value is not None]
-        text = f"{type(self).__name__}({', '.join(shown)})"
-        return text if len(text) <= WIDTH else f"{text[: WIDTH - 4]}...)"
+        shown = [f"{name}={_told(value)}" for name, value in values if value is not None]
+        return cut(f"{type(self).__name__}({', '.join(shown)})", WIDTH)
 
 
-def brief(value: Any) -> str:
-    """A value in few letters: shapes of tensors, lengths of long tuples, beginnings of texts."""
-    if isinstance(value, str):
-        return repr(value) if len(value) <= _TEXT else f"{value[:_TEXT]!r}..."
+def _told(value: Any) -> str:
+    """A value in few letters: shapes of tensors, lengths of long tuples, ends of texts."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple) and len(value) > _FEW:
@@ -30,4 +32,4 @@ def brief(value: Any) -> str:
     shape = getattr(value, "shape", None)
     if shape is not None:
         return f"<{'x'.join(map(str, shape)) or 'number'}>"
-    return repr(value)
+    return brief(value, _VALUE)

@@ -10,6 +10,7 @@ import unicodedata
 
 LONGEST = 4000  # letters of an error's message: names of all the tensors that a file lacks fit
 BRIEF = 60  # letters of a value within one
+QUOTED = 300  # letters of what others' code says within one
 MASK = "\N{MIDDLE DOT}"
 
 # Controls but tab and newline; Unicode's Bidi_Control, which reorders; line ends that only some
@@ -45,15 +46,26 @@ def sentence(text: str) -> str:
     Of a longer one the middle is left out: what is wrong stands at the beginning, what to do at the
     end.
     """
-    return printable(_LINE_ENDS.sub(" ", _cut(text.strip(), LONGEST)))
+    return printable(_LINE_ENDS.sub(" ", cut(text.strip(), LONGEST)))
 
 
-def brief(value: object) -> str:
+def brief(value: object, most: int = BRIEF) -> str:
     """A value as an error quotes it: Python's spelling, without its middle where that is long."""
-    return _cut(repr(value), BRIEF)
+    return cut(repr(value), most)
 
 
-def _cut(text: str, most: int) -> str:
+def reason(error: BaseException) -> str:
+    """What others' code raised, as an error quotes it: its kind, and what it says first."""
+    return f"{type(error).__name__}: {first_line(str(error))}".rstrip(". :")
+
+
+def first_line(text: str) -> str:
+    """The first line of what others' code says, short."""
+    return cut("".join(text.strip().splitlines()[:1]), QUOTED)
+
+
+def cut(text: str, most: int) -> str:
+    """A text of at most so many letters: the middle of a longer one is left out."""
     if len(text) <= most:
         return text
     end = most // 3

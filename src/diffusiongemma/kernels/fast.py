@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusiongemma.core.errors import OptionError
+from diffusiongemma.core.letters import reason
 from diffusiongemma.core.log import logger
 
 SWITCH = "DIFFUSIONGEMMA_KERNELS"
@@ -84,5 +85,5 @@ def attempt(
         if isinstance(error, torch.OutOfMemoryError) or no_triton(device) is not None:
             raise
         logger.debug("", exc_info=True)
-        give_up(device, f"{type(error).__name__}: {error}".splitlines()[0])
+        give_up(device, reason(error))
         return plain()

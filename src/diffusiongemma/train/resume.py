@@ -26,6 +26,7 @@ from torch import Tensor
 
 from diffusiongemma.core.atomic import lock, remove, replacing, sweep
 from diffusiongemma.core.errors import CheckpointError, DiffusionGemmaError
+from diffusiongemma.core.letters import reason
 from diffusiongemma.model.model import DiffusionGemma
 from diffusiongemma.train.config import TrainConfig
 from diffusiongemma.train.optim import Average
@@ -221,7 +222,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        raise _damaged(path, f"it cannot be read ({type(error).__name__}: {error})") from error
+        raise _damaged(path, f"it cannot be read ({reason(error)})") from error
     return about, tensors
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from diffusiongemma.core.letters import cut
+
 _ERROR = 300  # letters of an error on a card; all of it stands in the folder
 
 
@@ -10,8 +12,7 @@ def card(line: dict[str, Any]) -> str:
     rows = [f"== {line['case']}"]
     if "error" in line:
         said = " ".join(str(line["error"]).split())
-        cut = said if len(said) <= _ERROR else f"{said[:_ERROR]}..."
-        return f"{rows[0]}\n   failed: {cut}"
+        return f"{rows[0]}\n   failed: {cut(said, _ERROR)}"
     if "part_seconds" in line:
         rows += _step(line)
     elif "tokens_per_second" in line:

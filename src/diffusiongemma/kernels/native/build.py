@@ -24,9 +24,9 @@ from collections.abc import Iterator
 from multiprocessing import spawn
 from pathlib import Path
 
+from diffusiongemma.core import letters
 from diffusiongemma.core.atomic import scratch_beside, settle, sweep
 from diffusiongemma.core.errors import DeviceError
-from diffusiongemma.core.letters import sentence
 from diffusiongemma.core.log import logger
 from diffusiongemma.kernels.fast import SWITCH, plain_asked
 from diffusiongemma.kernels.native import place
@@ -99,8 +99,8 @@ def _found() -> tuple[ctypes.CDLL | None, str | None]:
                 )
             return found, None
     except Exception as error:  # whatever it is, the plain forms run
-        kind = "" if isinstance(error, DeviceError) else f"{type(error).__name__}: "
-        why = sentence(f"{kind}{error}")
+        ours = isinstance(error, DeviceError)
+        why = str(error) if ours else letters.sentence(letters.reason(error))
         logger.warning("the CPU's own code could not be made (%s); the plain forms are used", why)
         return None, f"it could not be made: {why}"
 
@@ -268,5 +268,7 @@ def _run(command: list[str], seconds: float, folder: Path, what: str) -> str:
     if status:
         lines = [line for line in text.splitlines() if line.strip()]
         said = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "")
-        raise DeviceError(f"{what} ended with {status}{': ' * bool(said)}{said[:200]}")
+        raise DeviceError(
+            f"{what} ended with {status}{': ' * bool(said)}{letters.first_line(said)}"
+        )
     return text
