@@ -5,6 +5,8 @@ depends on how fast the machine is.
 """
 
 import dataclasses
+import json
+import os
 import random
 import signal
 import subprocess
@@ -24,6 +26,7 @@ from torch.optim.optimizer import (
 )
 
 import diffusiongemma
+import signalled_runs
 from cli_help import ENVIRONMENT
 from diffusiongemma.core import atomic
 from diffusiongemma.train import resume
@@ -258,3 +261,15 @@ def test_what_a_reader_sees_and_the_system_gets(tmp_path: Path) -> None:
         assert process.returncode == code
         assert f"{number.name}: training ends after this step".encode() in said
         assert names(folder) == ["metrics.jsonl", "step-00000003"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="breaks its children")
+def test_at_random_moments(tmp_path: Path) -> None:
+    """A few of what `tests/signalled_runs.py` does by hand, with other moments each time."""
+    env = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    seed = random.randrange(1 << 30)
+    words = [sys.executable, signalled_runs.__file__, tmp_path, "--count", "4", "--seed", str(seed)]
+    found = subprocess.run(list(map(str, words)), capture_output=True, check=True, env=env).stdout
+    runs = [json.loads(line) for line in found.splitlines()]
+    assert sum(len(one["came"]) for one in runs) >= 4
+    assert all(one["same"] for one in runs), (seed, runs)
