@@ -25,7 +25,7 @@ import torch
 from train_run import log, names, run
 from train_toy import CONFIG
 
-MANY = dataclasses.replace(CONFIG, steps=40, batch=2, save_every=6)
+MANY = dataclasses.replace(CONFIG, steps=24, batch=2, save_every=4)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
 CODES = {0, *(128 + number for number in SIGNALS)}
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import diffusiongemma as dg
-from cli_help import Call
+from cli_help import Call, edit
 from diffusiongemma.cli import damage
 from diffusiongemma.cli.main import main
 from diffusiongemma.core.errors import CheckpointError
@@ -83,9 +83,10 @@ def test_a_folder_without_damage(call: Call, words: Path, tmp_path: Path) -> Non
         assert any(name.endswith("experts.0.up_proj.weight_scale") for name in file.keys())
 
 
-def test_the_tables_may_be_data(call: Call, words: Path, tmp_path: Path) -> None:
+def test_the_tables_may_be_data(call: Call, copy: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = call("quantize", "-m", words, "--out", out, "--count", "1", "--device", "cpu", "--json")
+    edit(copy / "generation_config.json", max_new_tokens=16, max_denoising_steps=4)
+    done = call("quantize", "-m", copy, "--out", out, "--count", "1", "--device", "cpu", "--json")
     found = json.loads(done.out)
     assert found["out"] == str(out)
     assert 0 < found["after_bytes"] < found["before_bytes"]

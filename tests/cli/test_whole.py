@@ -11,7 +11,7 @@ import torch
 
 from cli_help import ENVIRONMENT
 from diffusiongemma.cli.main import main
-from diffusiongemma.cli.whole import account, check, network, twins
+from diffusiongemma.cli.whole import account, check, network, run, twins
 from diffusiongemma.model.count import parameters
 from diffusiongemma.model.model import DiffusionGemma
 
@@ -83,6 +83,15 @@ def test_transformers_computes_with_our_weights(monkeypatch: pytest.MonkeyPatch)
         check.exact(cpu)
 
 
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two canvases of a few steps rehearse as much as four of many."""
+    monkeypatch.setattr(run, "STEPS", 3)
+    monkeypatch.setattr(run, "CANVASES", 2)
+    monkeypatch.setattr(run, "PROMPT", 100)
+
+
+@pytest.mark.usefixtures("short")
 def test_parts_are_resumed(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["bench", "--size", "toy", "--part", "batch", "--out", str(tmp_path), "--alone"]
     assert main(asked) == 0
@@ -131,6 +140,7 @@ def test_two_at_once_do_not_share_a_file(tmp_path, capsys) -> None:
     assert "another bench is writing to" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("short")
 def test_a_step_is_kept_where_the_limits_failed(tmp_path, capsys, monkeypatch) -> None:
     def fails(clock: object) -> dict[str, float]:
         raise RuntimeError("no bandwidth " + "x" * 100_000)
