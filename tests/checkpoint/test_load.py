@@ -286,6 +286,15 @@ def test_a_header_that_lies(toy: Path, content: bytes) -> None:
     refusal(toy, r"is truncated or damaged \(.*\); fetch it again")
 
 
+def test_more_tensors_than_can_be_looked_at(toy: Path) -> None:
+    none = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    head = json.dumps({f"model.layers.{n}.x": none for n in range(150_000)}).encode()
+    (toy / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head)
+    refusal(toy, r"has 1,050,000 commas and brackets, and at most 1,048,576 are taken")
+    (toy / "model.safetensors").write_bytes((1 << 62).to_bytes(8, "little"))
+    refusal(toy, r"damaged \(its list of tensors has 4,\d+,.* bytes, and at most 67,108,864 are")
+
+
 def test_one_damaged_shard_is_found_before_anything_is_read(toy: Path) -> None:
     shards = split(toy)
     shards[2].write_bytes(shards[2].read_bytes()[:-1])

@@ -9,6 +9,7 @@ import pytest
 
 from diffusiongemma.core.errors import CheckpointError
 from diffusiongemma.core.reading import (
+    TABLES,
     find_json,
     name_unknown,
     read_bytes,
@@ -83,6 +84,15 @@ def test_no_more_is_read_than_a_file_of_its_kind_may_have(tmp_path: Path) -> Non
         file.truncate(1 << 40)  # a terabyte of nothing, in no space
     with pytest.raises(CheckpointError, match=r"a\.json has over 16,777,216 bytes, too many"):
         find_json(path)
+
+
+@pytest.mark.parametrize("value", ["[]", "{}", "0", '{"a":0}'])
+def test_many_small_values(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"a": [' + f"{value}," * 262_143 + "0]}")  # 14 MB and more in memory
+    with pytest.raises(CheckpointError, match=r"has \d{3},\d{3} commas and br.*most 262,144 are"):
+        find_json(path)
+    assert find_json(path, most=TABLES) is not None
 
 
 @pytest.mark.parametrize("pair", ['{"a":%s}', "[%s]"])

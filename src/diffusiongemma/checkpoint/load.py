@@ -22,7 +22,7 @@ from tqdm import tqdm
 from diffusiongemma.checkpoint import fp8, names, stand_in
 from diffusiongemma.checkpoint.slots import Slot, slots
 from diffusiongemma.core.errors import CheckpointError
-from diffusiongemma.core.reading import TABLES, read_json, unreadable
+from diffusiongemma.core.reading import LISTS, check_parts, read_json, unreadable
 from diffusiongemma.model.config import ModelConfig
 from diffusiongemma.model.model import DiffusionGemma
 
@@ -138,7 +138,7 @@ def find_shards(folder: Path) -> list[Path]:
 def _index(folder: Path) -> dict[str, str]:
     """Which file each tensor is in."""
     path = folder / INDEX
-    table = read_json(path, TABLES).get("weight_map")
+    table = read_json(path, LISTS).get("weight_map")
     if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
         raise CheckpointError(
             f"{path} has no weight_map from tensor names to files; fetch it again"
@@ -187,11 +187,28 @@ def header_of(path: Path) -> Header:
     """Shape and format of every tensor of a shard; no weight is read.
 
     Raises:
-        CheckpointError: the file is cut off or damaged, or may not be read.
+        CheckpointError: the file is cut off or damaged, lists too many tensors, or may not be read.
     """
+    _check_length(path)
     with open_shard(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}
         return {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+
+
+def _check_length(path: Path) -> None:
+    """Refuse a shard that lists more tensors than can be looked at."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            head = file.read(min(size, LISTS))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if size > LISTS:
+        raise CheckpointError(
+            f"{path} is truncated or damaged (its list of tensors has {size:,} bytes, and at most "
+            f"{LISTS:,} are taken); fetch it again"
+        )
+    check_parts(head, path, LISTS)
 
 
 def _place(there: str, places: Mapping[str, Slot]) -> Slot:

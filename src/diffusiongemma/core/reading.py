@@ -17,9 +17,13 @@ from diffusiongemma.core.log import warn_once
 
 SETTINGS = 1 << 24
 """Bytes of settings or of a template, at most; the largest that were met have 1.2 million."""
+LISTS = 1 << 26
+"""Bytes of a list of weights, at most; that of the released ones in eight bits has 4 million."""
 TABLES = 1 << 28
-"""Bytes of a vocabulary or an index of weights, at most; the released vocabulary has 33 million."""
+"""Bytes of a vocabulary, at most; the released one has 33 million."""
 
+_PER_PART = 64  # bytes; by that a vocabulary has 4.2 million parts, the released one 1.9
+_FEW = 16
 _DEEPEST = 100  # of brackets within brackets; settings have five
 _NAMED = 10
 
@@ -85,6 +89,7 @@ def find_json(path: Path, most: int = SETTINGS) -> dict[str, Any] | None:
     content = read_bytes(path, most)
     if content is None:
         return None
+    check_parts(content, path, most)
     try:
         value = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -96,6 +101,25 @@ def find_json(path: Path, most: int = SETTINGS) -> dict[str, Any] | None:
     if _deep(value):
         raise CheckpointError(f"{path} nests more than {_DEEPEST} deep; fetch it again")
     return value
+
+
+def check_parts(content: bytes, path: Path, most: int = SETTINGS) -> None:
+    """Refuse JSON of very many small values, which take fifty times their bytes once they are read.
+
+    Args:
+        content: of a file.
+        path: where it lies, for messages.
+        most: bytes that it may have; for each 64 of them it may have one comma or bracket.
+
+    Raises:
+        CheckpointError: there are more.
+    """
+    parts, taken = sum(map(content.count, (b",", b"[", b"{"))), max(most // _PER_PART, _FEW)
+    if parts > taken:
+        raise CheckpointError(
+            f"{path} has {parts:,} commas and brackets, and at most {taken:,} are taken for a "
+            "file of its kind; check it"
+        )
 
 
 def read_json(path: Path, most: int = SETTINGS) -> dict[str, Any]:
