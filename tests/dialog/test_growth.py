@@ -200,6 +200,63 @@ def test_a_bomb_is_one_sentence(name: str, tmp_path: Path) -> None:
         Tokenizer.from_folder(written(tmp_path, **BOMBS[name]))
 
 
+SLOW: dict[str, tuple[dict[str, Any], str]] = {
+    "a pattern": (
+        {"pre_tokenizer": {**SPLIT, "pattern": {"Regex": "(?:.|..){1,28}b"}}},
+        r"the pattern '\(\?:\.\|\.\.\)\{1,28\}b', which repeats what matches in several ways",
+    ),
+    "a pattern that rewrites": (
+        {"normalizer": {**REST, "pattern": {"Regex": "(?:a?)+"}}},
+        r"the pattern '\(\?:a\?\)\+', which repeats",
+    ),
+    "a pattern for a reply": (
+        {"decoder": chain("decoders", {**REST, "pattern": {"Regex": ".*.*b"}})},
+        r"patterns that may try 1\.7e\+07 ways from each letter of a text",
+    ),
+    "many patterns": (
+        {"pre_tokenizer": chain("pretokenizers", *[SPLIT] * 20)},
+        r"patterns that may try \S+ ways from each letter of a text, and at most 65536",
+    ),
+    "many steps": (
+        {"normalizer": chain("normalizers", *[{"type": "StripAccents"}] * 100)},
+        "101 steps, and at most 100 are taken",
+    ),
+    "long words": (
+        {"model": {"type": "WordPiece", "max_input_chars_per_word": 10**9, "vocab": {"a": 0}}},
+        "words of 1000000000 letters, and at most 1000",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_what_would_take_minutes_for_a_page(name: str, tmp_path: Path) -> None:
+    parts, why = SLOW[name]
+    with pytest.raises(CheckpointError, match=rf"tokenizer\.json (has|takes) {why}.*; do not use"):
+        Tokenizer.from_folder(written(tmp_path, **parts))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"normalizer": {"type": {}}},
+        {"decoder": {"type": []}},
+        {"post_processor": {"type": "TemplateProcessing", "single": [1, None, True]}},
+        {"pre_tokenizer": {**SPLIT, "pattern": {"Regex": []}}},
+        {"model": []},
+        {"model": {"type": "WordPiece", "max_input_chars_per_word": 0.5}},
+    ],
+)
+def test_values_of_other_kinds(parts: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json (is not a tokenizer|takes words)"):
+        Tokenizer.from_folder(written(tmp_path, **parts))
+
+
+def test_more_than_fits_in_memory(tmp_path: Path) -> None:
+    written(tmp_path, more=[[]] * 4_500_000)
+    with pytest.raises(CheckpointError, match=r"has 9,000,\d{3} commas and brackets, and at most"):
+        Tokenizer.from_folder(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "why"),
     [
