@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
-from diffusiongemma.core.errors import CheckpointError
+from diffusiongemma.core.errors import CheckpointError, InputError
 from diffusiongemma.dialog import growth
 from diffusiongemma.dialog.tokenizer import Tokenizer
 
@@ -190,6 +190,19 @@ BOMBS: dict[str, dict[str, Any]] = {
     },
     "steps of another day": {"normalizer": chain("normalizers", *[{"type": "Magic"}] * 31)},
 }  # fmt: skip
+
+
+def test_a_text_is_as_long_as_its_steps_may_make_it(tmp_path: Path) -> None:
+    most = 1 << 23
+    steps = {"normalizer": {**TWICE, "content": "a" * 60}}
+    long, plain = (Tokenizer.from_folder(written(tmp_path, **parts)) for parts in (steps, {}))
+    assert long is not None and plain is not None
+    assert long.encode("b" * (most // 60)) and plain.encode("b" * (most // 9))
+    for tokenizer, size in ((long, most // 60 + 1), (plain, most + 1)):
+        with pytest.raises(
+            InputError, match=r"a text of [0-9,]+ bytes is too long for .*; shorten"
+        ):
+            tokenizer.encode("b" * size)
 
 
 @pytest.mark.parametrize("name", BOMBS)

@@ -91,6 +91,11 @@ def test_templates_that_cannot_be_found(tmp_path: Path) -> None:
     config.write_text(json.dumps({"chat_template": [{"name": "rag", "template": "x"}]}))
     with pytest.raises(CheckpointError, match=r"'rag'\] and none is called 'default'; put"):
         find_template(tmp_path)
+    names = [{"name": [], "template": "x"}, {"name": {"a": 1}}, 3, *[{"name": "n" * 99}] * 9999]
+    config.write_text(json.dumps({"chat_template": names}))
+    with pytest.raises(CheckpointError, match=r"none is called 'default'; put") as caught:
+        find_template(tmp_path)
+    assert len(str(caught.value)) < 500
     config.write_text(json.dumps({"chat_template": 3}))
     with pytest.raises(CheckpointError, match="is int and not a text"):
         find_template(tmp_path)
@@ -156,3 +161,14 @@ def test_special_names(tmp_path: Path) -> None:
     assert special_names(tmp_path) == expected
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "AnotherTokenizer"}')
     assert special_names(tmp_path) == {"bos_token": "old", "pad_token": "<pad>"}
+
+
+@pytest.mark.parametrize(
+    "names", [{"bos_token": "x" * 20_000}, {f"{n}_token": "" for n in range(2000)}]
+)
+def test_more_names_than_a_prompt_should_carry(names: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
+    with pytest.raises(
+        CheckpointError, match=r"have \d\d,\d{3} characters, and at most 16,384 are"
+    ):
+        special_names(tmp_path)

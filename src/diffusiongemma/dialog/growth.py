@@ -46,12 +46,15 @@ _SAME = frozenset([
 _OTHER = 4  # a byte becomes two in ByteLevel, a space is added in WordPiece; what others do is open
 
 
-def check(content: bytes, file: Path) -> None:
+def check(content: bytes, file: Path) -> float:
     """Refuse a tokenizer whose steps may lengthen a text, or take time, beyond measure.
 
     Args:
         content: of its tokenizer.json.
         file: where that lies, for messages.
+
+    Returns:
+        bytes that one byte of a text may become.
 
     Raises:
         CheckpointError: they may, or the file is not a JSON object.
@@ -79,6 +82,7 @@ def check(content: bytes, file: Path) -> None:
                 f"and at most {WRITTEN} times are taken; {_TRUST}"
             )
     _check_time(flat, data.get("model"), file)
+    return max(_growth(parts))
 
 
 def _check_time(steps: list[dict[str, Any]], model: Any, file: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusiongemma.core.errors import CheckpointError, DiffusionGemmaError, InputError
+from diffusiongemma.core.letters import brief
 from diffusiongemma.core.reading import find_json, read_text
 from diffusiongemma.dialog.cage import Answer, Cage, Limits
 
@@ -19,6 +20,8 @@ _GEMMA_NAMES = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "unk", "
 
 SOURCE_LIMIT = 1 << 18
 """Characters of a template; the longest that were met have 20,000."""
+NAMES_LIMIT = 1 << 14
+"""Characters of special tokens' names, which each prompt brings along; Gemma's have 300."""
 
 
 class Template:
@@ -136,11 +139,11 @@ def find_template(path: Path, name: str = "default") -> Template | None:
 def _named(found: Any, name: str, file: Path) -> Template | None:
     """One template of those that a JSON file holds."""
     if isinstance(found, list):
-        found = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        found = {str(one.get("name")): one.get("template") for one in found if type(one) is dict}
     named = found if isinstance(found, dict) else {"default": found}
     if "default" not in named:
         raise CheckpointError(
-            f"{file} names the chat templates {sorted(map(str, named))} and none is called "
+            f"{file} names the chat templates {brief(sorted(named))} and none is called "
             f"'default'; put the one to use into {_ALONE}"
         )
     source = named.get(name)
@@ -156,6 +159,9 @@ def special_names(path: Path) -> dict[str, str]:
     """Special tokens under the names that templates use, such as `bos_token`.
 
     What the files leave out is as in Gemma's tokenizer class, unless they name another one.
+
+    Raises:
+        CheckpointError: a file is broken, or names more than any tokenizer has.
     """
     config = find_json(Path(path) / _CONFIG) or {}
     gemma = config.get("tokenizer_class") in (None, "", *_GEMMA_CLASSES)
@@ -169,4 +175,10 @@ def special_names(path: Path) -> dict[str, str]:
                     found[key] = value
                 elif key in _GEMMA_NAMES and value is None:
                     found.pop(key, None)
+    size = sum(len(key) + len(value) for key, value in found.items())
+    if size > NAMES_LIMIT:
+        raise CheckpointError(
+            f"the special tokens that {path} names have {size:,} characters, and at most "
+            f"{NAMES_LIMIT:,} are taken; fetch its {_CONFIG} again"
+        )
     return found

@@ -20,6 +20,7 @@ from diffusiongemma.dialog import growth
 # Gemma 4 writes its marks as <|name>, <name|> or <|name|>. A checkpoint may forget to flag one of
 # them as special, so the shape counts as well as the flag.
 _MARK = re.compile(r"<\|.+>|<.+\|>", re.DOTALL)
+_LONGEST = 1 << 23  # bytes that a text may become; the released context holds about a million
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -42,9 +43,14 @@ class Tokenizer:
     User text that spells a control token, such as `<turn|>`, becomes that token in `encode(text)`:
     this is what the reference does with a rendered template. `encode(text, special=False)` is the
     other way, and `Chat.render(..., guard=True)` uses it for what users wrote.
+
+    Args:
+        backend: the library's tokenizer.
+        growth: bytes that its steps may make of one.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, growth: float = 1.0) -> None:
+        self._growth = growth
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
@@ -69,9 +75,9 @@ class Tokenizer:
         content = read_bytes(file, TABLES)
         if content is None:
             return None
-        growth.check(content, file)
+        grown = growth.check(content, file)
         with _failing(f"{file} is not a tokenizer that the tokenizers library can read"):
-            return cls(tokenizers.Tokenizer.from_buffer(content))
+            return cls(tokenizers.Tokenizer.from_buffer(content), grown)
 
     @property
     def size(self) -> int:
@@ -111,16 +117,22 @@ class Tokenizer:
                 characters, so a text cannot end a turn or start a tool call.
 
         Raises:
-            InputError: the text holds half of a surrogate pair, which is no character.
+            InputError: the text is too long, or holds half of a surrogate pair, which is no
+                character.
             CheckpointError: the tokenizer's own steps or patterns fail on it.
         """
         try:
-            text.encode("utf-8")
+            size = len(text.encode("utf-8"))
         except UnicodeEncodeError as error:
             raise InputError(
                 f"a text holds a lone surrogate at character {error.start}, which is no Unicode "
                 "character; decode its source as UTF-8 before passing it"
             ) from error
+        if size * self._growth > _LONGEST:
+            raise InputError(
+                f"a text of {size:,} bytes is too long for this checkpoint's tokenizer, which may "
+                f"make {size * self._growth:.2g} bytes of it; shorten it, or cut it into parts"
+            )
         backend = self._backend if special else self._without_control()
         with _failing("the tokenizer.json of this checkpoint fails on a text"):
             return list(backend.encode(text, add_special_tokens=False).ids)
