@@ -1,12 +1,16 @@
 """Whole or not at all, at whatever moment the writer is killed; and nobody's work is swept away."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,6 +153,77 @@ def test_many_writers_at_once(tmp_path: Path) -> None:
         thread.join()
     assert not trouble and target.read_text() in {f"{n}" * 1000 for n in range(4)}
     assert [one.name for one in tmp_path.iterdir()] == ["target"]
+
+
+def test_who_finds_a_lock_free_finds_it_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that has made its lock, and has yet to take it, meets one that sweeps."""
+    place = leftover(tmp_path)
+    late = os.open(place / "lock", os.O_RDWR)
+    close, taken = os.close, []
+
+    def closed(number: int) -> None:
+        close(number)
+        taken.append(atomic.lock(late) and atomic._is(place / "lock", late))
+
+    monkeypatch.setattr(os, "close", closed)
+    atomic.sweep(tmp_path)
+    monkeypatch.undo()
+    os.close(late)
+    assert taken == [False] and not place.exists()
+
+
+@pytest.mark.parametrize("again", [1, 2, 3])
+@pytest.mark.parametrize("exchange", [True, False])
+def test_an_interrupt_upon_another_loses_nothing(
+    exchange: bool, again: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between any two calls, and as it tidies up after that."""
+    if not exchange:
+        monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    target, kept, moment = tmp_path / "target", set(), 0
+    while True:
+        killed_writes.fill(target, OLD)
+        with monkeypatch.context() as patch:
+            count = interrupted(patch, range(moment, moment + again))
+            with contextlib.suppress(KeyboardInterrupt):
+                killed_writes.write_folder(target)
+        found = killed_writes.content(target)
+        if found is None:
+            where = atomic.left_whole(target)
+            assert where is not None, f"it is lost at {moment}"
+            found = killed_writes.content(where)
+        assert found in (OLD, NEW)
+        kept.add(found)
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+        if len(count) <= moment:
+            break
+        moment += 1
+    assert kept == {OLD, NEW} and moment > 9
+
+
+def interrupted(patch: pytest.MonkeyPatch, moments: range) -> list[str]:
+    """Raise in some of the calls that look at names and change them, before they do and after."""
+    count: list[str] = []
+
+    def wrapped(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def interrupting(*args: Any, **options: Any) -> Any:
+            count.append(name)
+            if len(count) - 1 in moments:
+                raise KeyboardInterrupt
+            found = call(*args, **options)
+            count.append(name)
+            if len(count) - 1 in moments:
+                raise KeyboardInterrupt
+            return found
+
+        return interrupting
+
+    for module, name in ((os, "rename"), (os.path, "lexists"), (os, "mkdir")):
+        patch.setattr(module, name, wrapped(name, getattr(module, name)))
+    return count
 
 
 def test_what_is_not_ours_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

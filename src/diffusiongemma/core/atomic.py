@@ -144,10 +144,13 @@ def _leftovers(folder: Path) -> list[Path]:
     found = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if _OURS.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-                owner = entry.stat(follow_symlinks=False).st_uid
-                if os.name != "posix" or owner == os.geteuid():
-                    found.append(Path(entry.path))
+            # Others may delete theirs meanwhile.
+            if _OURS.fullmatch(entry.name):
+                with contextlib.suppress(FileNotFoundError):
+                    owner = entry.stat(follow_symlinks=False).st_uid
+                    ours = os.name != "posix" or owner == os.geteuid()
+                    if ours and entry.is_dir(follow_symlinks=False):
+                        found.append(Path(entry.path))
     return sorted(found)
 
 
@@ -184,20 +187,31 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _delete(scratch: Path, held: int) -> None:
-    """Delete a hidden folder: the lock last, and nothing half deleted under a whole one's name."""
+    """Delete a hidden folder: the lock last, and nothing half deleted under a whole one's name.
+
+    What stood in the target's place goes back to it if nothing else took it: its writer may have
+    been interrupted between two renames, and once more as it tidied up.
+    """
     try:
         with contextlib.suppress(OSError):
+            for aside in _entries(scratch / "old"):
+                if not os.path.lexists(scratch.with_name(aside.name)):
+                    aside.rename(scratch.with_name(aside.name))
             for kind in _WHOLE:
                 if (scratch / kind).exists():
                     (scratch / kind).rename(scratch / f"gone-{kind}")
             for entry in scratch.iterdir():
                 if entry.name != "lock":
                     shutil.rmtree(entry, ignore_errors=True)
+            # As long as it is ours: who takes the lock of a folder has to find it there.
+            (scratch / "lock").unlink()
+            scratch.rmdir()
     finally:
         os.close(held)
-    with contextlib.suppress(OSError):
-        (scratch / "lock").unlink()
-        scratch.rmdir()
+    if os.name != "posix":  # where nothing that is open can be deleted
+        with contextlib.suppress(OSError):
+            (scratch / "lock").unlink()
+            scratch.rmdir()
 
 
 def _put(new: Path, target: Path, scratch: Path) -> None:
@@ -209,12 +223,8 @@ def _put(new: Path, target: Path, scratch: Path) -> None:
         return
     aside = scratch / "old" / target.name
     aside.parent.mkdir()
-    try:
-        target.rename(aside)
-        new.rename(target)
-    finally:
-        if os.path.lexists(aside) and not os.path.lexists(target):
-            aside.rename(target)
+    target.rename(aside)
+    new.rename(target)  # if this fails, the old one goes back as the scratch folder is deleted
 
 
 def _exchange(one: Path, other: Path) -> bool:
