@@ -309,3 +309,10 @@ def test_what_the_network_cannot_read_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=said):
             run(tmp_path, FEW, source=lambda number, example=example: example)
+
+
+def test_the_last_checkpoint_is_that_of_the_last_step(tmp_path: Path) -> None:
+    for name in ("step-99999999", "step-100000000", "step-00000003", "step-3", "step-x"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in checkpoints(tmp_path)][-2:] == ["step-99999999", "step-100000000"]
+    assert len(checkpoints(tmp_path)) == 3

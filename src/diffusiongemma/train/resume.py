@@ -128,7 +128,9 @@ def _prune(folder: Path) -> None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if _step_of(path) is not None)
+    found = {path: _step_of(path) for path in folder.glob("step-*")}
+    steps = {path: step for path, step in found.items() if step is not None}
+    return sorted(steps, key=steps.__getitem__)  # by name, step-100000000 would be an early one
 
 
 def resume(run: Run, config: TrainConfig, folder: Path) -> bool:
