@@ -46,6 +46,40 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+DROPPED = """
+import os, signal, sys, time, weakref
+from diffusiongemma.cli import doctor
+from diffusiongemma.cli.main import main
+
+def held(args):
+    class Thing: pass
+    thing = Thing()
+    told = weakref.ref(thing, lambda _: os.kill(os.getpid(), int(sys.argv[1])))
+    del thing
+    for _ in range(6000):
+        time.sleep(0.01)
+    return 0
+
+doctor.run = held
+sys.exit(main(["doctor"]))
+"""
+
+INTERRUPTED = """
+import builtins, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+plain = builtins.__import__
+
+def interrupted(name, *rest):
+    if name == sys.argv[1]:
+        signal.raise_signal(signal.SIGINT)
+    return plain(name, *rest)
+
+builtins.__import__ = interrupted
+from diffusiongemma.cli.main import main
+sys.exit(main(["--help"]))
+"""
+
+
 def ended(script: str, number: int, *words: str) -> tuple[int, str, str]:
     """Run a script, send it a signal when it says that it waits, and see how it ends."""
     process = subprocess.Popen(
@@ -72,6 +106,25 @@ def test_a_folder_that_is_being_written_is_cleaned_up(tmp_path: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         assert ended(QUANTISING, number, *words) == (128 + number, "", "")
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("number", "code"), [(15, 143), (1, 129), (2, 130)])
+def test_a_signal_that_python_drops_comes_again(number: int, code: int) -> None:
+    """It was in a callback, whose errors are printed and forgotten."""
+    done = subprocess.run(
+        [sys.executable, "-c", DROPPED, str(number)], capture_output=True, env=ENVIRONMENT
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
+
+
+@pytest.mark.parametrize(
+    "name", ["diffusiongemma.cli.verbs", "difflib", "diffusiongemma.cli.flags"]
+)
+def test_ctrl_c_while_the_command_itself_is_imported(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, name], capture_output=True, env=ENVIRONMENT
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
 def test_what_the_caller_ignores_stays_ignored() -> None:

@@ -1,7 +1,8 @@
 """The command: a verb is called, and a failure told in one line.
 
 Knows exit codes; which verb is meant, `verbs` knows, and each verb's module its flags and work.
-Modules that need torch are imported by the verb that needs them, so that `--help` is quick.
+Modules that need torch are imported by the verb that needs them, so that `--help` is quick; the
+others as the command begins, where Ctrl-C finds somebody who knows what to do.
 
 Exit codes: 0 done, 1 a mistake of ours, 2 a mistake in the input or a lack of this machine,
 129 and 143 the system said to end, 130 Ctrl-C, 141 whoever read the output went away.
@@ -13,13 +14,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-
-from diffusiongemma.cli.ending import unwinding
-from diffusiongemma.cli.notes import noted
-from diffusiongemma.cli.output import say
-from diffusiongemma.cli.verbs import meant, module
-from diffusiongemma.core.errors import DiffusionGemmaError
-from diffusiongemma.core.letters import reason, sentence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for letters that its encoding lacks
     try:
+        from diffusiongemma.cli.ending import unwinding
+        from diffusiongemma.cli.notes import noted
+
         try:
             with unwinding(), noted():
                 code = _dispatch(words)
@@ -60,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
+    from diffusiongemma.cli.verbs import meant, module
+
     verb, rest = meant(words)
     work = module(verb)
     return work.run(work.parser().parse(rest))
@@ -67,6 +66,9 @@ def _dispatch(words: list[str]) -> int:
 
 def _complain(error: Exception, *, debug: bool) -> int:
     """Say what went wrong, in one line."""
+    from diffusiongemma.cli.output import say
+    from diffusiongemma.core.letters import sentence
+
     if debug:
         say("".join(traceback.format_exception(error)).rstrip(), aside=True)
     said, code = _sentence(error)
@@ -75,6 +77,9 @@ def _complain(error: Exception, *, debug: bool) -> int:
 
 
 def _sentence(error: Exception) -> tuple[str, int]:
+    from diffusiongemma.core.errors import DiffusionGemmaError
+    from diffusiongemma.core.letters import reason
+
     if isinstance(error, DiffusionGemmaError):
         return str(error), 2
     # By name: torch's class must not be imported to tell that it was not this one.
