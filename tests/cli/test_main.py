@@ -193,6 +193,49 @@ def test_an_encoding_that_lacks_letters(words: Path) -> None:
     assert re.search(rb"\\ufffd", done.stdout)
 
 
+PLACES = """
+import os, sys
+from diffusiongemma.cli import doctor
+from diffusiongemma.cli.main import main
+
+def held(args):
+    with open(sys.argv[1], "w") as file:
+        os.write(2, b"a warning of some library")
+        os.write(1, b"another")
+        file.write(str(file.fileno()))
+    return 0
+
+doctor.run = held
+sys.exit(main(["doctor"]))
+"""
+
+
+@pytest.mark.parametrize("closed", [">&- 2>&-", "<&- >&- 2>&-", "2>&-", ">&-"])
+def test_no_file_takes_the_place_of_a_closed_stream(closed: str, tmp_path: Path) -> None:
+    words = shlex.join([sys.executable, "-c", PLACES, str(tmp_path / "file")])
+    subprocess.run(["bash", "-c", f"{words} {closed}"], env=ENVIRONMENT, check=True)
+    text = (tmp_path / "file").read_text()
+    assert text.isdecimal() and int(text) > 2
+
+
+@pytest.mark.parametrize("verb", ["doctor", "evaluate --count 1", "bench", "completion bash", "x"])
+def test_a_result_has_somewhere_to_go(verb: str) -> None:
+    shell = f"{shlex.join(COMMAND)} {verb} >&-"
+    done = subprocess.run(
+        ["bash", "-c", shell], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        env=ENVIRONMENT,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: standard output is closed")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_an_error_that_cannot_be_told_keeps_its_status() -> None:
+    shell = f"{shlex.join(COMMAND)} -m /nowhere x 2>/dev/full"
+    done = subprocess.run(["bash", "-c", shell], stdin=subprocess.DEVNULL, env=ENVIRONMENT)
+    assert done.returncode == 2
+
+
 def test_with_standard_error_closed_it_answers() -> None:
     words = [*COMMAND, "Reverse: abc", "--seed", "1"]
     shell = f"{shlex.join(words)} 2>&-"

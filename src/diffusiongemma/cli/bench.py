@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusiongemma.cli.options import Parser, take
-from diffusiongemma.cli.output import as_json, give, say
+from diffusiongemma.cli.output import as_json, check_open, give, say
 from diffusiongemma.cli.screen import Screen
 from diffusiongemma.core.errors import OptionError
 from diffusiongemma.core.files import check_writable, write_whole
@@ -64,6 +64,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, write."""
+    check_open()
     if args.size is not None:
         from diffusiongemma.cli.whole import run as whole_run
 

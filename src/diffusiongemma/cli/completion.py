@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import shtab
 
 from diffusiongemma.cli.options import Parser
-from diffusiongemma.cli.output import say
+from diffusiongemma.cli.output import check_open, say
 from diffusiongemma.cli.verbs import HELP, USUAL, VERBS, module
 from diffusiongemma.core.errors import OptionError
 
@@ -35,6 +35,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Print the script."""
+    check_open()
     if args.shell is None:
         raise OptionError(f"no shell is named; name one of {', '.join(shtab.SUPPORTED_SHELLS)}")
     say(shtab.complete(_tree(), shell=args.shell).rstrip())

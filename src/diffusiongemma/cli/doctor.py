@@ -7,7 +7,7 @@ import argparse
 from typing import Any
 
 from diffusiongemma.cli.options import Parser, add_model, take
-from diffusiongemma.cli.output import as_json, give, say
+from diffusiongemma.cli.output import as_json, check_open, give, say
 
 USAGE = "diffusiongemma doctor [-m FOLDER] [--json]"
 ABOUT = """\
@@ -24,6 +24,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Report."""
+    check_open()
     from diffusiongemma.cli import machine
     from diffusiongemma.core.device import choose
     from diffusiongemma.core.errors import OptionError

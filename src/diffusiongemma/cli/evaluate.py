@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusiongemma.cli.asking import open_model
 from diffusiongemma.cli.options import Parser, add_opened_model, add_sampling, check_sampling, take
-from diffusiongemma.cli.output import as_json, give, say
+from diffusiongemma.cli.output import as_json, check_open, give, say
 from diffusiongemma.core.files import check_writable, write_whole
 from diffusiongemma.evals.tasks import TASKS
 
@@ -45,6 +45,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Ask and score."""
+    check_open()
     check_sampling(args.sampling)
     if args.out is not None:
         check_writable(args.out)

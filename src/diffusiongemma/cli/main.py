@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # took 29 s each, and 2.2 s with this. It has to be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = list(sys.argv[1:] if argv is None else argv)
+    _take_places()
     if sys.stderr is None:  # closed by whoever called; complaints must not end up elsewhere
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
@@ -53,7 +54,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except Exception as error:
         _drop_output()
-        return _complain(error, debug="--debug" in words)
+        code = _complain(error, debug="--debug" in words)
+        _drop_output()
+        return code
+
+
+def _take_places() -> None:
+    """Where a standard stream is closed, see that no file of ours gets its number: what a library
+    writes there, such as a warning, would end up in it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -69,10 +83,11 @@ def _complain(error: Exception, *, debug: bool) -> int:
     from diffusiongemma.cli.output import say
     from diffusiongemma.core.letters import sentence
 
-    if debug:
-        say("".join(traceback.format_exception(error)).rstrip(), aside=True)
     said, code = _sentence(error)
-    say(f"error: {sentence(said)}", aside=True)
+    with contextlib.suppress(OSError):  # a full disk, which is no mistake of ours
+        if debug:
+            say("".join(traceback.format_exception(error)).rstrip(), aside=True)
+        say(f"error: {sentence(said)}", aside=True)
     return code
 
 
@@ -101,8 +116,9 @@ def _sentence(error: Exception) -> tuple[str, int]:
 
 def _drop_output() -> None:
     """Flush what can be written; what cannot is forgotten, or Python would complain at its end."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        try:
-            sys.stdout.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

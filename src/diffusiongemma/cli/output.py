@@ -8,7 +8,18 @@ import json
 import sys
 from typing import Any
 
+from diffusiongemma.core.errors import InputError
 from diffusiongemma.core.letters import STEERING, printable
+
+
+def check_open() -> None:
+    """Refuse work whose result has nowhere to go.
+
+    Raises:
+        InputError: standard output is closed.
+    """
+    if sys.stdout is None:
+        raise InputError("standard output is closed, and the result has nowhere to go; open it")
 
 
 def say(text: str, *, aside: bool = False) -> None:

@@ -4,14 +4,12 @@ How a prompt is read is `asking`'s business, how an answer is shown `show`'s.
 """
 
 import argparse
-import sys
 
 from diffusiongemma.cli.asking import add_question, open_model, read_question
 from diffusiongemma.cli.options import Parser, add_sampling, take
-from diffusiongemma.cli.output import as_json, give
+from diffusiongemma.cli.output import as_json, check_open, give
 from diffusiongemma.cli.verbs import HELP, VERBS
 from diffusiongemma.cli.watching import add_watching, check_unwatched, watching
-from diffusiongemma.core.errors import InputError
 
 USAGE = """\
 diffusiongemma [run] [-m FOLDER] [options] [PROMPT]
@@ -45,8 +43,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     """Answer."""
-    if sys.stdout is None:
-        raise InputError("standard output is closed, and the answer has nowhere to go")
+    check_open()
     if args.json:
         check_unwatched(args, "--json")
     question = read_question(args)
