@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusiongemma.core import errors, letters
+from diffusiongemma.diffusion.config import SamplerConfig
 
 EVIL = "\x1b]0;x\x07 \x9b31m \u202egnp.exe \u2066a\u2069 \u200f \u061c \ud800 a\x85b\u2028c\r\nd"
 KINDS = [
@@ -92,3 +93,20 @@ def test_a_value_in_a_sentence_is_brief() -> None:
     said = letters.brief("\x1b" * 10_000 + "end")
     assert len(said) == letters.BRIEF and said.startswith(r"'\x1b\x1b") and said.endswith("end'")
     assert len(errors.unknown_name("option", "x" * 10_000, ["seed"])) < 200
+
+
+def test_a_value_without_a_spelling() -> None:
+    class Odd:
+        def __repr__(self) -> str:
+            raise RuntimeError
+
+    assert letters.brief(10**5000) == "a value of type int"
+    assert letters.brief([10**5000]) == "a value of type list"
+    assert letters.brief(Odd()) == "a value of type Odd"
+    with pytest.raises(
+        errors.OptionError, match=r"max_new_tokens .* at most 2147483647, got a value of"
+    ):
+        SamplerConfig(max_new_tokens=10**5000)
+    with pytest.raises(errors.OptionError) as caught:
+        SamplerConfig.from_generation_config({"t_max": "x" * 5000})
+    assert len(str(caught.value)) < 200

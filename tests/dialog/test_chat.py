@@ -259,6 +259,7 @@ USER = {"role": "user", "content": "x"}
         ([{"role": "user", "content": 3}], "content must be a text or a list of parts, got int"),
         ([{"role": "user", "content": [3]}], "message 1, part 1 must be .*got int"),
         ([{"role": "user", "content": [{"type": "audio"}]}], "part 1 must be .*got type 'audio'"),
+        ([{"role": "user", "content": [{"type": []}]}], r"part 1 must be .*got type \[\]"),
         ([{"role": "user", "content": [{"type": "text"}]}], "'text' must be a text, got NoneType"),
         ([{"role": "user", "content": [{"type": "text", "text": "", "txt": 1}]}], "unknown key "),
         ([{"role": "user", "content": [{"type": "image"}]}], "has no 'image'; give one of 'image'"),

@@ -146,6 +146,11 @@ def test_parity_of_arrays(size: tuple[int, int]) -> None:
         (np.full((4, 4), -1), "got int64 from -1 to -1"),
         (np.zeros((4, 4), bool), "got bool from False to False"),
         (np.zeros((0, 4, 3), np.uint8), "has no pixels; pass one of at least 1x1"),
+        (torch.zeros(3, 4, 4, dtype=torch.bfloat16), r"tensor of torch\.bfloat16 cannot be read"),
+        (
+            torch.zeros(3, 4, 4, dtype=torch.uint8, device="meta"),
+            r"cannot be read \(.*; pass one of",
+        ),
         (np.broadcast_to(np.uint8(0), (9000, 9000)), "9000x9000 pixels, more than the 64 million"),
     ],
 )

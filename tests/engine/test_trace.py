@@ -282,3 +282,12 @@ def test_words_in_a_foreign_trace_are_cleaned(tmp_path: Path) -> None:
     file = tmp_path / "run.jsonl"
     file.write_text(broken(lambda found: found[1]["words"].update({"77": ["text", "\x1b[2J"]})))
     assert read(file).tokens[77] == Token("text", "·[2J")
+
+
+@pytest.mark.parametrize("text", ["[],", "{},", "0,", "\n"])
+def test_more_values_than_any_trace(text: str, tmp_path: Path) -> None:
+    """They would take seconds, and fifty times their bytes."""
+    path = tmp_path / "trace.jsonl"
+    path.write_text('{"kind":"run","options":{"a":[' + text * 11_000_000 + "0]}}")
+    with pytest.raises(InputError, match="has more values than any trace, so it is none"):
+        read(path)

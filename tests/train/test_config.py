@@ -65,7 +65,7 @@ def test_every_field_has_a_type_and_a_range(field: str) -> None:
     found = outcomes(f"found = [(outcome({{{field!r}: v}}), repr(v)) for v in {value}]")
     for sentence, value in found:
         assert isinstance(sentence, str), f"{field} took {value}"
-        assert sentence.startswith(f"{field} must be {said}") and sentence.endswith(f"got {value}")
+        assert sentence.startswith(f"{field} must be {said}") and sentence.endswith(value[-20:])
 
 
 def test_no_field_is_forgotten() -> None:

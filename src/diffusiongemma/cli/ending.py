@@ -63,5 +63,6 @@ def _number(error: BaseException | None) -> int | None:
     """The signal behind what was raised, if one is."""
     if isinstance(error, KeyboardInterrupt):
         return signal.SIGINT
-    codes = {128 + number: number for number in _numbers()}
-    return codes.get(error.code) if isinstance(error, SystemExit) else None
+    if not isinstance(error, SystemExit):
+        return None
+    return next((number for number in _numbers() if error.code == 128 + number), None)

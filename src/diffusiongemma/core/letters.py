@@ -51,7 +51,10 @@ def sentence(text: str) -> str:
 
 def brief(value: object, most: int = BRIEF) -> str:
     """A value as an error quotes it: Python's spelling, without its middle where that is long."""
-    return cut(repr(value), most)
+    try:
+        return cut(repr(value), most)
+    except Exception:  # a number of 5,000 digits has no spelling, an object may have none either
+        return f"a value of type {type(value).__name__}"
 
 
 def reason(error: BaseException) -> str:

@@ -107,7 +107,7 @@ def patches(
     """
     if soft_tokens not in BUDGETS:
         raise OptionError(
-            f"soft_tokens must be one of {', '.join(map(str, BUDGETS))}, got {soft_tokens!r}"
+            f"soft_tokens must be one of {', '.join(map(str, BUDGETS))}, got {brief(soft_tokens)}"
         )
     image = to_rgb(image)
     width, height = _fit(*image.size, side=patch_size * pooling, soft_tokens=soft_tokens)
@@ -162,7 +162,13 @@ def _read(source: Any, files: bool) -> tuple[Image.Image, str]:
 
 
 def _from_array(given: np.ndarray | torch.Tensor) -> Image.Image:
-    pixels = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else given
+    try:
+        pixels = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else given
+    except (RuntimeError, TypeError) as error:  # a format that numpy lacks, or nothing in memory
+        raise InputError(
+            f"the image given as a tensor of {given.dtype} cannot be read ({error}); pass one of "
+            "uint8"
+        ) from error
     if pixels.ndim == 3 and pixels.shape[2] not in _CHANNELS and pixels.shape[0] in _CHANNELS:
         pixels = pixels.transpose(1, 2, 0)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in _CHANNELS):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusiongemma.core.errors import InputError, unknown_name
+from diffusiongemma.core.letters import brief
 from diffusiongemma.core.numbers import real, whole
 from diffusiongemma.dialog.tools import check_calls
 
@@ -139,10 +140,10 @@ def _part(part: Any, where: str, media: list[Media]) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": str.__str__(part)}
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if not isinstance(part, Mapping) or kind not in _PART_KEYS:
+    if not isinstance(part, Mapping) or not isinstance(kind, str) or kind not in _PART_KEYS:
         raise InputError(
             f"{where} must be {{'type': 'text' | 'image' | 'image_url' | 'video', ...}}, got "
-            f"{f'type {kind!r}' if isinstance(part, Mapping) else type(part).__name__}"
+            f"{f'type {brief(kind)}' if isinstance(part, Mapping) else type(part).__name__}"
         )
     for key, value in part.items():
         if key not in _PART_KEYS[kind] and value is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusiongemma.core.errors import ConfigError
+from diffusiongemma.core.letters import brief
 from diffusiongemma.core.reading import find_json, name_unknown
 
 BUDGETS = (70, 140, 280, 560, 1120)
@@ -58,11 +59,13 @@ class ImageSettings:
         for name in ("patch_size", "pooling_kernel_size"):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= 256:
-                raise ConfigError(f"{name} must be a whole number from 1 to 256, got {value!r}")
+                raise ConfigError(
+                    f"{name} must be a whole number from 1 to 256, got {brief(value)}"
+                )
         if self.max_soft_tokens not in BUDGETS:
             raise ConfigError(
                 f"max_soft_tokens must be one of {', '.join(map(str, BUDGETS))}, "
-                f"got {self.max_soft_tokens!r}"
+                f"got {brief(self.max_soft_tokens)}"
             )
 
     @classmethod
@@ -103,14 +106,14 @@ def _check(path: Path, data: dict[str, Any]) -> None:
     for name, fixed in _FIXED.items():
         if data.get(name, fixed) not in (fixed, None):
             raise ConfigError(
-                f"the image processor of {path} asks for {name}={data[name]!r}, and only "
+                f"the image processor of {path} asks for {name}={brief(data[name])}, and only "
                 f"{fixed!r} is implemented; is this a Gemma 4 vision checkpoint?"
             )
     factor = data.get("rescale_factor")
     if factor is not None and not _near(factor, _RESCALE):
         raise ConfigError(
-            f"the image processor of {path} asks for rescale_factor={factor!r}, and only 1/255 is "
-            "implemented; is this a Gemma 4 vision checkpoint?"
+            f"the image processor of {path} asks for rescale_factor={brief(factor)}, and only "
+            "1/255 is implemented; is this a Gemma 4 vision checkpoint?"
         )
 
 

@@ -39,7 +39,7 @@ def _check_tool(tool: Any, number: int) -> dict[str, Any]:
     name = function.get("name")
     if not isinstance(name, str) or not re.fullmatch(r"[^\s{}<>:]+", name):
         raise InputError(
-            f"tool {number} needs a name without spaces and marks, got {name!r}; {shape}"
+            f"tool {number} needs a name without spaces and marks, got {brief(name)}; {shape}"
         )
     for key, kind in (("description", str), ("parameters", Mapping)):
         if function.get(key) is not None and not isinstance(function[key], kind):

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image, ImageSequence
 
 from diffusiongemma.core.errors import InputError
+from diffusiongemma.core.letters import brief
 from diffusiongemma.core.numbers import real
 from diffusiongemma.dialog.images import MAX_PIXELS, load, open_image, to_rgb
 
@@ -67,7 +68,7 @@ def _times(part: Mapping[str, Any], count: int) -> list[float]:
             fps = 1
         rate = real(fps)
         if rate is None or not 0 < rate < math.inf:
-            raise InputError(f"'fps' of a video must be a number above 0, got {fps!r}")
+            raise InputError(f"'fps' of a video must be a number above 0, got {brief(fps)}")
         return [index / rate for index in range(count)]
     given = list(given) if getattr(given, "ndim", 0) == 1 else given
     if not isinstance(given, list | tuple) or len(given) != count:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from diffusiongemma.core.errors import OptionError, unknown_name
+from diffusiongemma.core.letters import brief
 from diffusiongemma.core.numbers import real, whole
 
 HELP = {
@@ -75,11 +76,11 @@ class SamplerConfig:
         """
         sampler = raw.get("sampler_config") or {}
         if not isinstance(sampler, Mapping):
-            raise OptionError(f"sampler_config must be an object, got {sampler!r}")
+            raise OptionError(f"sampler_config must be an object, got {brief(sampler)}")
         kind = sampler.get("_cls_name", "EntropyBoundSamplerConfig")
         if kind != "EntropyBoundSamplerConfig":
             raise OptionError(
-                f"generation_config.json asks for sampler '{kind}'; only "
+                f"generation_config.json asks for sampler {brief(kind)}; only "
                 "EntropyBoundSamplerConfig is built"
             )
         names = ("max_denoising_steps", "t_max", "t_min", "stability_threshold")
@@ -135,14 +136,18 @@ def _checked(name: str, value: Any) -> int | float | None:
     if name in _LEAST:
         least, count = _LEAST[name], whole(value)
         if count is None or count < least:
-            raise OptionError(f"{name} must be a whole number of at least {least}, got {value!r}")
+            raise OptionError(
+                f"{name} must be a whole number of at least {least}, got {brief(value)}"
+            )
         most = LONGEST_CANVAS if name == "canvas_length" else 2**31 - 1
         if count > most:
-            raise OptionError(f"{name} must be a whole number of at most {most}, got {value}")
+            raise OptionError(
+                f"{name} must be a whole number of at most {most}, got {brief(value)}"
+            )
         return count
     number = real(value)
     least = 0.001 if name == "t_max" else 0  # logits of 30 have to stay numbers when divided by it
     # The comparison refuses not-a-number and infinity too.
     if number is None or not least <= number < 1e6:
-        raise OptionError(f"{name} must be a number from {least} to 1e6, got {value!r}")
+        raise OptionError(f"{name} must be a number from {least} to 1e6, got {brief(value)}")
     return number

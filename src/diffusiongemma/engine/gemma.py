@@ -19,6 +19,7 @@ from torch import Tensor
 from diffusiongemma.checkpoint.folder import Kept, keep
 from diffusiongemma.core.device import Device
 from diffusiongemma.core.errors import InputError, OptionError, unknown_name
+from diffusiongemma.core.letters import brief
 from diffusiongemma.core.numbers import whole
 from diffusiongemma.core.patches import Patches
 from diffusiongemma.dialog.chat import Chat
@@ -316,7 +317,7 @@ class Gemma:
         if stop and self.chat is None:
             raise OptionError("stop needs a tokenizer, and this checkpoint has none")
         if rule is not None and not callable(rule):
-            raise OptionError(f"a rule must be callable with a Readout, got {rule!r}")
+            raise OptionError(f"a rule must be callable with a Readout, got {brief(rule)}")
         ids, images = read(prompt, Asked(**reading), self.chat, self.model.config)
         marks = None if self.chat is None else self.chat.marks
         spoken = ReplyStream(marks, stop, marks.opening(ids) if marks else None)
@@ -374,5 +375,5 @@ def _seeds(seed: Any, count: int) -> list[int]:
 def _seed(given: Any) -> int:
     number = whole(given)
     if number is None or not 0 <= number < 2**64:
-        raise OptionError(f"a seed must be a whole number from 0 to 2**64 - 1, got {given!r}")
+        raise OptionError(f"a seed must be a whole number from 0 to 2**64 - 1, got {brief(given)}")
     return number

@@ -21,6 +21,7 @@ from diffusiongemma.engine.trace import KINDS, LIMIT, About, Token, Trace, clean
 
 FORMAT = 1
 MAX_BYTES = 64_000_000  # of a file that is read; the largest trace is a third of it
+MAX_BRACKETS = 3_000_000  # and ends of lines; the shortest step has six, in 150 bytes
 MAX_NATS = 1e6  # of doubt; a vocabulary of a million has 14
 MAX_DEPTH = 40  # of values within values
 
@@ -76,6 +77,8 @@ def read(path: str | os.PathLike[str]) -> Trace:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
             raise InputError(f"'{name}' is larger than {MAX_BYTES:,} bytes, so it is no trace")
+        if sum(map(raw.count, (b"[", b"{", b"\n"))) > MAX_BRACKETS or raw.count(b",") > 10 * LIMIT:
+            raise InputError(f"'{name}' has more values than any trace, so it is none")
         text = raw.decode()
     except OSError as error:
         raise InputError(

@@ -6,6 +6,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from diffusiongemma.core.errors import OptionError
+from diffusiongemma.core.letters import brief
 
 _MOST = 2**31 - 1
 _WHOLE = {
@@ -81,20 +82,20 @@ def _checked(name: str, value: Any) -> Any:
         is_whole = isinstance(value, Integral) and not isinstance(value, bool)
         if not is_whole or not least <= int(value) <= most:
             raise OptionError(
-                f"{name} must be a whole number from {least} to {most}, got {value!r}"
+                f"{name} must be a whole number from {least} to {most}, got {brief(value)}"
             )
         return int(value)
     if name == "betas":
         both = list(value) if isinstance(value, list | tuple) else []
         if len(both) != 2 or not all(0 <= _number(one) < 1 for one in both):
-            raise OptionError(f"betas must be two numbers from 0 to below 1, got {value!r}")
+            raise OptionError(f"betas must be two numbers from 0 to below 1, got {brief(value)}")
         return float(both[0]), float(both[1])
     number = _number(value)
     if name in _SHARES and not 0 <= number <= 1:
-        raise OptionError(f"{name} must be from 0 to 1, got {value!r}")
+        raise OptionError(f"{name} must be from 0 to 1, got {brief(value)}")
     if not 0 <= number < math.inf or (name in _POSITIVE and number == 0):
         least = "above 0" if name in _POSITIVE else "of at least 0"
-        raise OptionError(f"{name} must be a finite number {least}, got {value!r}")
+        raise OptionError(f"{name} must be a finite number {least}, got {brief(value)}")
     return number
 
 
