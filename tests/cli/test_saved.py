@@ -1,5 +1,6 @@
 """Conversations on disk: kept for the next time, saved, read again; and who can see them."""
 
+import io
 import json
 import os
 import stat
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import diffusiongemma as dg
-from cli_help import COMMAND, ENVIRONMENT, QUICK
+from cli_help import COMMAND, ENVIRONMENT, QUICK, Call
 from cli_talk import OPTIONS, Open, replies_as_they_are, seen_in
 from diffusiongemma.cli import saved
 from diffusiongemma.cli.screen import printable
@@ -133,11 +134,15 @@ def test_a_script_may_go_on_with_the_last(opened: Open, words: Path, state: Path
     ],
 )
 def test_what_cannot_be_saved(
-    words: Path, state: Path, tmp_path: Path, line: str, sentence: str
+    call: Call, words: Path, tmp_path: Path, line: str, sentence: str
 ) -> None:
     (tmp_path / "notes").write_text("[1, 2]")
-    done = piped(words, state, "hello\n" + line.format(tmp=tmp_path))
-    assert done.returncode == 2 and sentence in done.stderr.decode()
+    said = io.StringIO("hello\n" + line.format(tmp=tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", said)
+        patch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+        done = call("chat", "-m", words, *QUICK)
+    assert done.code == 2 and sentence in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
     assert (tmp_path / "notes").read_text() == "[1, 2]"
 
