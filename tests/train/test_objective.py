@@ -133,7 +133,7 @@ def test_it_learns_one_batch() -> None:
     batch, network, dice = example(), model(), torch.Generator().manual_seed(3)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     history = []
-    for _ in range(150):
+    for _ in range(80):
         found = losses(network, batch, dice)
         optimizer.zero_grad()
         found.total.backward()
