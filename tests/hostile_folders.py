@@ -94,16 +94,13 @@ def make(folder: Path, seed: int) -> None:
     folder.mkdir()
     for file in SHIPPED.iterdir():
         (folder / file.name).symlink_to(file)
-    for _ in range(dice.randint(1, 2)):
-        kind, name = dice.random(), dice.choice(JSON)
-        if kind < 0.15:
-            name = "model.safetensors"
-        path = folder / name
+    for name in dice.sample([*JSON, "model.safetensors"], dice.randint(1, 2)):
+        kind, path = dice.random(), folder / name
         path.unlink()
-        if kind < 0.15:
-            path.write_bytes(weights(dice))
-        elif kind < 0.3:
+        if kind < 0.2:
             odd_file(path, dice)
+        elif name not in JSON:
+            path.write_bytes(weights(dice))
         else:
             path.write_text(json.dumps(spoilt(json.loads((SHIPPED / name).read_text()), dice)))
 
