@@ -33,11 +33,32 @@ SECONDS, MEGABYTES = 4.0, 600
 ODD: tuple[Any, ...] = (
     None, True, -1, 0, 1, 2**31, 2**63, 2**70, 0.5, 1e308, float("nan"), "", "x", "\ud800",
     "\u202e\x1b[2J", "a" * 5000, [], {}, [[]], [1], {"a": 1}, [None] * 3000, {"type": []},
-    {"type": "Replace", "pattern": {"Regex": "(?:a|aa){1,28}b"}, "content": "a"},
-    {"type": "Sequence", "normalizers": [{"type": "NFKC"}] * 200},
     [{"name": [], "template": "x"}], "{{ 'a' * 10**9 }}", "{{ messages[0].__class__ }}",
 )  # fmt: skip
-KEYS = ("chat_template", "bos_token", "quantization_config", "pre_tokenizer", "rope_scaling")
+_SLOW = {"type": "Split", "behavior": "Isolated", "invert": False}
+_STEPS: tuple[Any, ...] = (
+    {"type": {}}, {"type": []}, {"type": "Magic"}, {"type": "TemplateProcessing", "single": [1]},
+    {**_SLOW, "pattern": {"Regex": "(?:[ a-z]|[a-z][ a-z]){1,26}[^a-z ]|."}},
+    {**_SLOW, "pattern": {"Regex": ".{1,200}.{1,200}.{1,200}(?!\\s|\\S)|."}},
+    {"type": "Replace", "pattern": {"Regex": ""}, "content": "a"},
+    {"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 60},
+    {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}] * 99_999},
+    {"type": "Sequence", "normalizers": [{"type": "NFKC"}] * 200},
+)  # fmt: skip
+AIMED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "tokenizer.json": dict.fromkeys(
+        ("normalizer", "pre_tokenizer", "decoder", "post_processor"), _STEPS
+    )
+    | {"more": ([[]] * 5_000_000, {"a": [0.5] * 5_000_000})},
+    "tokenizer_config.json": {
+        "bos_token": ("<bos>" * 200_000, "<bos>" * 5_000, [], {"content": "x" * 2_000_000}),
+        "more": ([[]] * 2_000_000,),
+        "extra_special_tokens": ({f"{n}_token": "x" * 90 for n in range(9_999)}, []),
+    },
+    "config.json": {"more": ([[]] * 2_000_000,), "rope_scaling": ODD, "dtype": ODD},
+    "generation_config.json": {"eos_token_id": ODD, "sampler_config": ODD, "t_max": ODD},
+}
+"""What strangers would think of: keys of a file, and values for them."""
 
 
 def spoilt(value: Any, dice: random.Random) -> Any:
@@ -55,9 +76,13 @@ def spoilt(value: Any, dice: random.Random) -> Any:
                 continue
             place[key] = copy.deepcopy(dice.choice(ODD))
             break
-    if dice.random() < 0.3 and isinstance(value, dict):
-        value[dice.choice(KEYS)] = copy.deepcopy(dice.choice(ODD))
     return value
+
+
+def aimed(value: dict[str, Any], name: str, dice: random.Random) -> dict[str, Any]:
+    """A parsed file in which one key has a value that was thought of."""
+    key = dice.choice([*AIMED[name]])
+    return value | {key: dice.choice(AIMED[name][key])}
 
 
 def weights(dice: random.Random) -> bytes:
@@ -102,14 +127,16 @@ def make(folder: Path, seed: int) -> None:
         elif name not in JSON:
             path.write_bytes(weights(dice))
         else:
-            path.write_text(json.dumps(spoilt(json.loads((SHIPPED / name).read_text()), dice)))
+            value = json.loads((SHIPPED / name).read_text())
+            made = aimed(value, name, dice) if kind < 0.5 else spoilt(value, dice)
+            path.write_text(json.dumps(made))
 
 
 def attempt(folder: Path) -> str:
     """Open a folder, answer, and save it; what was said where it was refused."""
     try:
         gemma = dg.load(folder, device="cpu", progress=False)
-        words = "Sort: 5 4 3" if gemma.chat else [30, 31]
+        words = "the quick brown fox jumps over " * 12 if gemma.chat else [30, 31]
         gemma.generate(words, seed=1, max_new_tokens=4, canvas_length=4, max_denoising_steps=2)
         gemma.save(folder.with_name("saved"), overwrite=True)
     except DiffusionGemmaError as error:
