@@ -139,6 +139,16 @@ def test_a_list_without_measure(
     assert "gave lists of files of over 100,000 bytes" in said
 
 
+def test_a_list_in_pieces_of_a_byte(
+    hub: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes the time of many bytes, and there would be 64 million of them."""
+    monkeypatch.setattr("diffusiongemma.checkpoint.door._LISTS", 100_000)
+    pieces = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\n[\r\n" * 1000
+    said = refused(hub, tmp_path, raw(COMMIT, pieces))
+    assert "gave lists of files of over 100,000 bytes" in said
+
+
 @pytest.mark.parametrize("asked", [COMMIT, TREE], ids="ct")
 @pytest.mark.parametrize(
     "text",

@@ -17,6 +17,7 @@ from diffusiongemma.core.letters import brief
 
 _HOPS = 10  # addresses that one request may be sent on to
 _AGAIN = 5  # times that a file may be begun anew
+_PIECE = 256  # bytes that a piece of a list counts for at least: one a byte took minutes to read
 _SILENT_S = 20.0  # that a connection may say nothing
 _KEPT = {
     "X-Error-Code": ("RepoNotFound", "RevisionNotFound", "EntryNotFound", "GatedRepo"),
@@ -105,7 +106,7 @@ class Client(httpx.Client):
         text = bytearray()
         for piece in answer.iter_raw():
             self._door.watch.got(len(piece))
-            self._door.count_list(len(piece))
+            self._door.count_list(max(len(piece), _PIECE))
             text += piece
         return bytes(text)
 
