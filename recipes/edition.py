@@ -1,14 +1,15 @@
 """The small model's second edition: right on every shape, and able to think, call and choose.
 
     python recipes/edition.py runs/edition --start src/diffusiongemma/small
-    python recipes/edition.py runs/later --start recipes/edition --from-step 9000
+    python recipes/edition.py runs/later --start recipes/second --from-step 50016
     python recipes/edition.py runs/quick --device cuda --minutes 3 --workers 14 --rows 52 --look 0 \
         --set batch=128 lr=0.004 warmup=300 lr_end=0.01 ema=0.998 save_every=2000 log_every=50
 
 The first grows the shipped weights (three layers and wider branches, which change nothing at first)
 and trains them on `evals.tasks.NEXT`. A later sitting goes on from the weights that the one before
-has left, with new problems, as the number of a step decides what it is shown. The last is for a GPU
-and an end by the clock: each step learns from a sheet, in which problems of all kinds share rows.
+has left, with new problems, as the number of a step times its batch decides what it is shown: 6,252
+steps of 128 are 50,016 of 16. The last is for a GPU and an end by the clock: each step learns from
+a sheet, in which problems of all kinds share rows.
 """
 
 import argparse
@@ -49,9 +50,9 @@ from diffusiongemma.train.live import Live
 from diffusiongemma.train.loop import train
 from diffusiongemma.train.sheet import Form, Sheet
 
-TEMPLATE = Path(__file__).parent / "words" / "chat_template.jinja"
+SECOND = Path(__file__).parent / "second"  # as far as it has come
 SHIPPED = Path(__file__).parent.parent / "src" / "diffusiongemma" / "small"
-EOS, PAD, ENDS = 1, 0, (1, 5)
+EOS, PAD, ENDS = 1, 0, (1, 5, 13)
 IMAGES = (16, 17, 18)
 SAMPLER = SamplerConfig(entropy_bound=0.001)
 
@@ -115,13 +116,12 @@ def _copy(source: Any, target: Any) -> None:
 
 
 def write_words(folder: Path) -> None:
-    """The shipped tokenizer and the new template."""
+    """The second edition's tokenizer, which is the shipped one, and its template."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with replacing(folder) as scratch:
         scratch.mkdir()
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(SHIPPED / name, scratch / name)
-        shutil.copy(TEMPLATE, scratch / "chat_template.jinja")
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            shutil.copy(SECOND / name, scratch / name)
 
 
 class Trusted:
@@ -235,7 +235,7 @@ def _used(asked: Problem) -> list[dict[str, Any]]:
 def gemma_of(model: DiffusionGemma, chat: Chat, folder: Path, place: Device) -> Gemma:
     """The network in training with its words."""
     return Gemma(
-        model, chat=chat, sampler=SAMPLER, eos=frozenset((*ENDS, 13)), banned=list(IMAGES),
+        model, chat=chat, sampler=SAMPLER, eos=frozenset(ENDS), banned=list(IMAGES),
         device=place, folder=folder,
     )  # fmt: skip
 
