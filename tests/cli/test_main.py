@@ -38,12 +38,14 @@ HELPS = [
 ]  # fmt: skip
 _LOADED = """
 import contextlib, io, json, sys
+before = set(sys.modules)  # what an environment loads into every Python
 from diffusiongemma.cli.main import main
 for words in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         code = main(words)
     ours = {"__main__", "diffusiongemma", *sys.builtin_module_names, *sys.stdlib_module_names}
-    print(json.dumps([code, sorted({name.partition(".")[0] for name in sys.modules} - ours)]))
+    loaded = {name.partition(".")[0] for name in sys.modules.keys() - before}
+    print(json.dumps([code, sorted(loaded - ours)]))
 """
 
 
