@@ -37,4 +37,4 @@ NEXT: dict[str, Task] = _by_name(
     Choices(),
     Turns(),
 )
-"""What its successor, in training, is taught."""
+"""What its successor is taught, see `recipes/second`."""
