@@ -1,16 +1,18 @@
 """Kernels compiled for a Hopper GPU on a machine that has none, and what came out.
 
-Run as a program, since the tests' own process runs kernels under Triton's interpreter:
-
-    python tests/cross_compile.py MODULE:KERNEL '{"signature": {...}, "constants": {...}, ...}'
+By a process beside the tests' own, which runs kernels under Triton's interpreter: one for all of
+them, since it takes seconds to start. A kernel is a line of JSON, and so is what came out.
 """
 
+import atexit
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,19 +60,49 @@ def built(
         stages: num_stages.
         options: others, such as maxnreg.
     """
-    given = {"signature": signature, "constants": constants}
+    given = {"signature": signature, "constants": constants, "kernel": kernel}
     given["options"] = {"num_warps": warps, "num_stages": stages, **options}
+    beside = _beside()
+    assert beside.stdin is not None and beside.stdout is not None
+    beside.stdin.write(json.dumps(given) + "\n")
+    beside.stdin.flush()
+    said = beside.stdout.readline()
+    if not said:
+        _beside.cache_clear()  # the next kernel has another
+        raise AssertionError(f"the compiler's process ended with {beside.wait()}")
+    found = json.loads(said)
+    assert "error" not in found, found["error"]
+    return Built(**found)
+
+
+@functools.lru_cache
+def _beside() -> subprocess.Popen[str]:
+    """The process that compiles; it ends with this one."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    said = subprocess.run(
-        [sys.executable, __file__, kernel, json.dumps(given)],
-        capture_output=True, text=True, env=env, check=False,
-    )  # fmt: skip
-    assert said.returncode == 0, said.stderr[-4000:]
-    return Built(**json.loads(said.stdout.splitlines()[-1]))
+    words = [sys.executable, __file__]
+    process = subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True
+    )
+    atexit.register(process.communicate)
+    return process
 
 
-def main(kernel: str, given: dict[str, Any]) -> None:
-    """Compile, and print what came out as JSON."""
+def main() -> None:
+    """Compile line by line; what else is printed goes to standard error."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        given = json.loads(line)
+        try:
+            found = compiled(given["kernel"], given)
+        except Exception:
+            found = {"error": traceback.format_exc()[-4000:]}
+        out.write(json.dumps(found) + "\n")
+        out.flush()
+
+
+def compiled(kernel: str, given: dict[str, Any]) -> dict[str, int]:
+    """What comes out of a kernel, as `Built` has it."""
     import importlib
 
     import triton
@@ -100,15 +132,14 @@ def main(kernel: str, given: dict[str, Any]) -> None:
             cwd=folder, capture_output=True, text=True, check=True,
         ).stderr  # fmt: skip
     spills = [int(n) for n in re.findall(r"(\d+) bytes spill", told)]
-    found = {
+    return {
         "wgmma": len(re.findall(r"wgmma\.mma_async", ptx)),
         "mma": len(re.findall(r"[^g]mma\.sync", ptx)),
         "spills": sum(spills),
         "registers": max(int(n) for n in re.findall(r"Used (\d+) registers", told)),
         "shared": out.metadata.shared,
     }
-    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]))
+    main()
