@@ -83,6 +83,16 @@ def test_the_trunk(work: str, hidden: int, fp8: bool) -> None:
         assert float(off.amax(-1).flatten().quantile(most)) < allowed
 
 
+def test_rows_stay_in_e4m3_where_all_of_a_layer_is() -> None:
+    """Both ways are right, so nothing else would show that the short one is not taken."""
+    whole, odd = quantise(_loud()), quantise(_loud(moe_intermediate_size=48))
+    assert all(fused._eight(block) for block in fused.blocks_of(whole))
+    assert not any(fused._eight(block) for block in fused.blocks_of(odd))
+    assert not any(fused._eight(block) for block in fused.blocks_of(_loud()))
+    whole.blocks[0].attention.o = _loud().blocks[0].attention.o
+    assert [fused._eight(block) for block in fused.blocks_of(whole)] == [False, True]
+
+
 @pytest.mark.parametrize("name", ["weight", "scale"])
 def test_what_is_in_e4m3_is_joined_too(name: str) -> None:
     attention = quantise(_loud()).blocks[0].attention

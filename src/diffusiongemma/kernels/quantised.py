@@ -9,7 +9,7 @@ in, so row s depends on row s of x alone, bit for bit.
 
 The reference runs on the CPU and wherever the fast twin cannot. The fast twin is
 `torch._scaled_mm` with a scale for each row and each channel, on GPUs of capability 8.9 and up; it
-was written without such a GPU at hand, and asks one small product whether it may run at all.
+asks one small product whether it may run at all.
 """
 
 import functools
