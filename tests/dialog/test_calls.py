@@ -1,12 +1,14 @@
 """Tool calls as the model writes them: as the template does, and with its slips."""
 
 import json
+import re
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffusiongemma.dialog import calls
 from diffusiongemma.dialog.calls import QUOTE, ToolCall, read_calls
 from diffusiongemma.dialog.template import Template
 
@@ -203,3 +205,11 @@ def test_time_is_linear(start: str, again: str, then: str, more: str) -> None:
         return min(found)
 
     assert seconds(5000) < 40 * max(seconds(500), 2e-4)
+
+
+def test_no_group_repeats_possessively() -> None:
+    """Python 3.11.2, which Debian 12 has, then finds nothing in `call:call{}`."""
+    ends = [*calls._ENDS.values(), *calls._BARE.values()]
+    found = [one for one in (*vars(calls).values(), *ends) if isinstance(one, re.Pattern)]
+    assert len(found) > 10
+    assert not [one.pattern for one in found if re.search(r"(?<!\\)\)[*+?]\+", one.pattern)]
