@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+import toys
+
 MARKS = (
     "<pad>", "<eos>", "<bos>", "<unk>",
     "<|turn>", "<turn|>", "<|think|>", "<|channel>", "<channel|>",
@@ -108,6 +110,18 @@ TEMPLATE = """\
   {{ '<|channel>thought\\n' }}
 {%- endif -%}
 """
+
+
+def write_toy_with_words(folder: Path) -> None:
+    """A random checkpoint with a vision tower whose image marks are those of its tokenizer."""
+    toys.write(toys.Toy(seed=32, vocabulary=SIZE, canvas=16, longest=4096), folder)
+    marks = write_words(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["image_token_id"] = marks["<|image|>"]
+    config["boi_token_id"], config["eoi_token_id"] = marks["<|image>"], marks["<image|>"]
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = {"max_soft_tokens": 70}  # patch size and pooling are those of the tower
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
 
 
 def write_words(folder: Path) -> dict[str, int]:

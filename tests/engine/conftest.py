@@ -6,7 +6,7 @@ import pytest
 
 import diffusiongemma as dg
 import toys
-from toys_words import SIZE, write_words
+from toys_words import write_toy_with_words
 
 
 @pytest.fixture(scope="session")
@@ -23,20 +23,6 @@ def words_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("words")
     write_toy_with_words(folder)
     return folder
-
-
-def write_toy_with_words(folder: Path) -> None:
-    """A random checkpoint whose image marks are those of its tokenizer."""
-    import json
-
-    toys.write(toys.Toy(seed=32, vocabulary=SIZE, canvas=16, longest=4096), folder)
-    marks = write_words(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["image_token_id"] = marks["<|image|>"]
-    config["boi_token_id"], config["eoi_token_id"] = marks["<|image>"], marks["<image|>"]
-    (folder / "config.json").write_text(json.dumps(config))
-    settings = {"max_soft_tokens": 70}  # patch size and pooling are those of the tower
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
 
 
 @pytest.fixture(scope="session")
