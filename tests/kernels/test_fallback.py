@@ -110,5 +110,5 @@ def test_masked_attention_is_the_references() -> None:
     torch.testing.assert_close(slots.masked(q, k, v, seen[:, None]), plain)
     own = end_B[:, None] - 8 + torch.arange(8)
     causal = (index <= own[..., None]) & (index > own[..., None] - 5)
-    plain = slots.attend_causal(q, k, v, torch.zeros_like(first_B), end_B, 5)
+    plain = slots.attend_causal(q, k, v, torch.zeros_like(first_B), end_B, 5, first_B)
     torch.testing.assert_close(slots.masked(q, k, v, causal), plain)

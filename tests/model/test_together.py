@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from diffusiongemma.kernels.readout import BANNED, Readout
-from diffusiongemma.model import passes
 from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.init import initialise
 from diffusiongemma.model.model import DiffusionGemma, Inputs
@@ -50,25 +49,6 @@ def by_place(logits_LV: torch.Tensor) -> torch.Tensor:
     """Forbids every position another token, so it must be shown whole rows."""
     places = torch.arange(logits_LV.shape[0])[:, None]
     return logits_LV.scatter(-1, places + 20, BANNED)
-
-
-@torch.no_grad()
-@pytest.mark.usefixtures("plain")
-def test_a_long_text_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sliding layers in blocks against the whole masked square, with a context and without."""
-    model = initialise(DiffusionGemma(dataclasses.replace(SMALL, dtype="float32")), seed=1)
-    ids = torch.randint(0, 279, (1, 1500), generator=torch.Generator().manual_seed(2))
-
-    def read() -> torch.Tensor:
-        context = model.context()
-        chunks = model.embed(ids).chunks(700)  # blocks of 128 do not divide it
-        return torch.cat([model.encode(chunk, context) for chunk in chunks], dim=1)
-
-    blocks = read()
-    monkeypatch.setattr(passes, "_BLOCK", 10_000)
-    whole = read()
-    assert not torch.equal(blocks, whole)  # or blocks were not used
-    torch.testing.assert_close(blocks, whole, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 import toys
 from diffusiongemma.kernels import norm_rope, readout
+from diffusiongemma.kernels.attention import attend
 from diffusiongemma.model import attention, block, experts, masks, passes, selfcond
 from diffusiongemma.model import model as network
 from parity_oracle import Denoise, Dice, Encode, Script, furthest, play_hf, play_ours
@@ -54,7 +55,7 @@ def band_for_the_rectangle(patch: pytest.MonkeyPatch) -> None:
         query = torch.arange(length, length + width)
         key = torch.arange(length + width - keys.shape[1], length + width)
         near = (query[:, None] - key[None]).abs() < (store.window or 10**9)
-        return passes.attend(q, keys, values, near)
+        return attend(q, keys, values, near)
 
     patch.setattr(passes.Denoise, "attend", attend_in_band)
 

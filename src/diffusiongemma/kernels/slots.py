@@ -4,8 +4,8 @@ Contract: that of `attention`, over buffers k, v of (B, K, C, H) of which row b 
 indices up to end[b]. Lengths are tensors that are never read on the host, so that a captured step
 sees the lengths of the moment when it is replayed.
 
-The reference on a CPU reads the lengths and attends row by row to exactly a row's keys: the bits of
-`attention.attend`. On a GPU without Triton it masks the whole buffer instead.
+The reference on a CPU reads the lengths and attends row by row to exactly a row's keys, as
+`attention` does. On a GPU without Triton it masks the whole buffer instead.
 """
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diffusiongemma.kernels.attention import attend
+from diffusiongemma.kernels.attention import TILE, attend, tiles
 from diffusiongemma.kernels.fast import triton
 
 
@@ -59,6 +59,7 @@ def attend_causal(
     first_B: Int[Tensor, " B"],
     end_B: Int[Tensor, " B"],
     window: int | None,
+    origin_B: Int[Tensor, " B"],
 ) -> Float[Tensor, "B T N H"]:
     """The last T tokens before end_B, already written, see themselves and what lies before.
 
@@ -69,27 +70,41 @@ def attend_causal(
         first_B: the oldest index that may be seen.
         end_B: behind the last token.
         window: W, itself included; None sees all.
+        origin_B: position of the token at index 0.
     """
     if _twin(q_BTNH):
         from diffusiongemma.kernels.triton import attention as quick
 
         return quick.attend_causal(q_BTNH, k_BKCH, v_BKCH, first_B, end_B, window)
-    tokens, device = q_BTNH.shape[1], q_BTNH.device
-    index = torch.arange(k_BKCH.shape[2], device=device)
-    own_BT = end_B[:, None] - tokens + torch.arange(tokens, device=device)
-    mask_BTC = (index <= own_BT[..., None]) & (index >= first_B[:, None, None])
-    if window is not None:
-        mask_BTC &= index > own_BT[..., None] - window
-    if device.type != "cpu":
+    if q_BTNH.device.type != "cpu":
+        index = torch.arange(k_BKCH.shape[2], device=q_BTNH.device)
+        own_BT = end_B[:, None] - q_BTNH.shape[1] + index[: q_BTNH.shape[1]]
+        mask_BTC = (index <= own_BT[..., None]) & (index >= first_B[:, None, None])
+        if window is not None:
+            mask_BTC &= index > own_BT[..., None] - window
         return masked(q_BTNH, k_BKCH, v_BKCH, mask_BTC)
     parts = []
-    for row, (first, end) in enumerate(zip(first_B.tolist(), end_B.tolist(), strict=True)):
-        if window is not None:
-            first = max(first, end - tokens - window + 1)
-        seen = slice(first, end)
-        keys, values = k_BKCH[row, :, seen], v_BKCH[row, :, seen]
-        parts.append(attend(q_BTNH[row], keys, values, mask_BTC[row, :, seen]))
+    ends = zip(first_B.tolist(), end_B.tolist(), origin_B.tolist(), strict=True)
+    for row, (first, end, origin) in enumerate(ends):
+        k_KCH, v_KCH = k_BKCH[row, :, first:end], v_BKCH[row, :, first:end]
+        parts.append(_text(q_BTNH[row], k_KCH, v_KCH, end + origin, window))
     return torch.stack(parts)
+
+
+def _text(
+    q_TNH: Tensor, k_KCH: Tensor, v_KCH: Tensor, end: int, window: int | None
+) -> Float[Tensor, "T N H"]:
+    """The last tokens of a text that ends at a position, tile by tile."""
+    start, parts = end - len(q_TNH), []
+    for tile in tiles(start, end, window):
+        query_T = torch.arange(tile.origin, tile.origin + TILE)[:, None]
+        key_C = torch.arange(tile.first, tile.end)
+        mask_QC = key_C <= query_T
+        if window is not None:
+            mask_QC &= key_C > query_T - window
+        queries = q_TNH[tile.start - start : tile.stop - start]
+        parts.append(tile.attend(queries, k_KCH, v_KCH, mask_QC, end))
+    return torch.cat(parts)
 
 
 def _twin(q: Tensor) -> bool:

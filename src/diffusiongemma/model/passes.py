@@ -2,22 +2,25 @@
 
 A pass knows, for the packed tokens of all rows, their positions, and what each row's queries see.
 The layers above it are the same in both: they make queries, keys and values and ask the pass to
-attend. Attention runs over exactly each row's own keys; rows with equally many share a call.
+attend. A canvas attends over exactly its row's own keys, and rows with equally many share a call;
+a text attends in tiles at absolute places, so that its bits do not depend on where it was cut.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffusiongemma.kernels.attention import attend, attend_alike
+from diffusiongemma.kernels.attention import TILE, Tile, attend_alike, tiles
 from diffusiongemma.model import masks
 from diffusiongemma.model.config import ModelConfig
 from diffusiongemma.model.context import Context, Row
 
-_BLOCK = 128  # queries of a sliding layer that attend together, at least
+_Call = tuple[Tile, list[range], Tensor]
+"""A tile, the positions of the queries that are asked, and what each place of it sees."""
 
 
 @runtime_checkable
@@ -57,9 +60,10 @@ class Encode:
             positions.append(torch.arange(row.length, row.length + tokens, device=context.device))
             start += tokens
         self.positions_S = torch.cat(positions)
-        self._spans = list(spans)
-        self._text = [not bool((span_T >= 0).any()) for span_T in self._spans]
-        self._masks: dict[tuple[int, int, int], Tensor | None] = {}
+        self._images = [
+            _images(row.length, span_T) for row, span_T in zip(context.rows, spans, strict=True)
+        ]
+        self._calls: dict[tuple[int, int | None], list[_Call]] = {}
 
     def attend(
         self,
@@ -75,32 +79,23 @@ class Encode:
                 continue
             store = row.stores[layer]
             k_KCH, v_KCH = store.append(k_SKH[part].transpose(0, 1), v_SKH[part].transpose(0, 1))
-            if store.window is not None:
-                seen = part.stop - part.start + store.window - 1
-                k_KCH, v_KCH = k_KCH[:, -seen:], v_KCH[:, -seen:]
-                if part.stop - part.start > 2 * max(_BLOCK, store.window) and self._text[number]:
-                    parts += self._along(store.window, q_SNH[part], k_KCH, v_KCH)
-                    continue
-            mask_TC = self._mask(number, k_KCH.shape[1], store.window)
-            parts.append(attend(q_SNH[part], k_KCH, v_KCH, mask_TC))
+            parts += self._row(number, q_SNH[part], k_KCH, v_KCH, store.window)
         return torch.cat(parts)
 
-    def _along(self, size: int, q_TNH: Tensor, k_KCH: Tensor, v_KCH: Tensor) -> list[Tensor]:
-        """A window's attention block by block: most of the square is masked for a long text."""
-        tokens, keys, block = q_TNH.shape[0], k_KCH.shape[1], max(_BLOCK, size)
-        before, parts = keys - tokens, []
-        for start in range(0, tokens, block):
-            stop = min(start + block, tokens)
-            first = max(0, before + start - size + 1)
-            seen = slice(first, before + stop)
-            place = (-1, (stop - start), seen.stop - first)
-            if place not in self._masks:  # the same for all blocks but the first and the last
-                query_T = torch.arange(before + start, before + stop, device=q_TNH.device)
-                key_C = torch.arange(first, before + stop, device=q_TNH.device)
-                self._masks[place] = masks.window(query_T, key_C, size)
-            mask_TC = self._masks[place]
-            parts.append(attend(q_TNH[start:stop], k_KCH[:, seen], v_KCH[:, seen], mask_TC))
-        return parts
+    def _row(
+        self, number: int, q_TNH: Tensor, k_KCH: Tensor, v_KCH: Tensor, window: int | None
+    ) -> list[Tensor]:
+        """What a row's tokens take from what they see, in their order."""
+        start, parts = self.rows[number][0].length, {}
+        stop = start + len(q_TNH)
+        if (number, window) not in self._calls:
+            self._calls[number, window] = self._planned(number, start, stop, window)
+        for tile, asked, mask_QC in self._calls[number, window]:
+            queries = q_TNH[tile.start - start : tile.stop - start]
+            out_TNH = tile.attend(queries, k_KCH, v_KCH, mask_QC, stop)
+            for one in asked:
+                parts[one.start] = out_TNH[one.start - tile.start : one.stop - tile.start]
+        return [parts[place] for place in sorted(parts)]
 
     def scale(self, x_SD: Tensor, encode_scalar: Tensor, denoise_scalar: Tensor) -> Tensor:
         """All tokens are encoded."""
@@ -112,26 +107,52 @@ class Encode:
             row.length += part.stop - part.start
             row.torn = False
 
-    def _mask(self, number: int, keys: int, size: int | None) -> Tensor | None:
-        place = (number, keys, size or 0)
-        if place not in self._masks:
-            self._masks[place] = self._draw(number, keys, size)
-        return self._masks[place]
+    def _planned(self, number: int, start: int, stop: int, window: int | None) -> list[_Call]:
+        """A row's calls: text and each image of a tile apart, as an image reaches to its end."""
+        calls = []
+        for tile in tiles(start, stop, window):
+            images = [one for one in self._images[number] if _common(one, tile)]
+            if text := _between(tile, images):
+                calls.append((tile, text, self._mask(tile, window, None)))
+            for image in images:
+                wide = tile.reaching(image.start, image.stop)
+                calls.append((wide, [_common(image, tile)], self._mask(wide, window, image)))
+        return calls
 
-    def _draw(self, number: int, keys: int, size: int | None) -> Tensor | None:
-        span_T = self._spans[number]
-        tokens = span_T.shape[0]
-        if tokens == 1 and (size is None or keys <= size):
-            return None
-        query_T = self.positions_S[self.rows[number][1]]
-        key_C = torch.arange(int(keys), device=query_T.device) + (query_T[-1] + 1 - keys)
-        if size is None:
+    def _mask(self, tile: Tile, window: int | None, image: range | None) -> Tensor:
+        device = self.positions_S.device
+        query_T = torch.arange(tile.origin, tile.origin + TILE, device=device)
+        key_C = torch.arange(tile.first, tile.end, device=device)
+        if window is None:
             mask_TC = masks.causal(query_T, key_C)
         else:
-            mask_TC = masks.window(query_T, key_C, size)
-        # An image lies within one chunk, so earlier keys belong to no span of this one.
-        before = span_T.new_full((keys - tokens,), -1)
-        return masks.overlay(mask_TC, span_T, torch.cat([before, span_T]))
+            mask_TC = masks.window(query_T, key_C, window)
+        if image is None:
+            return mask_TC
+        inside = ((at >= image.start) & (at < image.stop) for at in (query_T, key_C))
+        return masks.overlay(mask_TC, *(torch.where(one, 0, -1) for one in inside))
+
+
+def _images(start: int, span_T: Tensor) -> list[range]:
+    """The positions of each image of a row's tokens, of which the first stands at `start`."""
+    found = []
+    for span, run in groupby(enumerate(span_T.tolist(), start), key=lambda one: one[1]):
+        places = [place for place, _ in run]
+        if span >= 0:
+            found.append(range(places[0], places[-1] + 1))
+    return found
+
+
+def _common(image: range, tile: Tile) -> range:
+    return range(max(image.start, tile.start), min(image.stop, tile.stop))
+
+
+def _between(tile: Tile, images: Sequence[range]) -> list[range]:
+    """The queries of a tile that belong to none of these images, which come in order."""
+    starts = [tile.start, *(image.stop for image in images)]
+    stops = [*(image.start for image in images), tile.stop]
+    gaps = [range(*both) for both in zip(starts, stops, strict=True)]
+    return [gap for gap in gaps if gap]
 
 
 class Denoise:

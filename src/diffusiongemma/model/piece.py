@@ -15,6 +15,7 @@ class Piece:
         at_B: index in the buffers where each row's first token goes.
         end_B: index behind each row's last token.
         first_B: oldest index that they see.
+        origin_B: position of what lies at index 0.
         causal: whether a token sees only what lies before it, within the window; if not, it sees
             all of its piece.
     """
@@ -23,4 +24,5 @@ class Piece:
     at_B: Int[Tensor, " B"]
     end_B: Int[Tensor, " B"]
     first_B: Int[Tensor, " B"]
+    origin_B: Int[Tensor, " B"]
     causal: bool

@@ -74,14 +74,16 @@ class Read:
         held = self._held[layer]
         if held not in self._pieces:
             at_B = torch.full((1,), held, dtype=torch.int64, device=self.positions_S.device)
-            piece = Piece(slice(None), at_B, at_B + self.width, torch.zeros_like(at_B), causal=True)
-            self._pieces[held] = [piece]
+            ends = (at_B, at_B + self.width, torch.zeros_like(at_B), self.row.length - at_B)
+            self._pieces[held] = [Piece(slice(None), *ends, causal=True)]
         return self._pieces[held]
 
     def over(self, layer: int, piece: Piece, q_BTNH: Tensor) -> Tensor:
         """Attention of tokens whose keys and values are written."""
         window, (k_BKCH, v_BKCH) = self.windows[layer], self.buffers[layer]
-        return attend_causal(q_BTNH, k_BKCH, v_BKCH, piece.first_B, piece.end_B, window)
+        return attend_causal(
+            q_BTNH, k_BKCH, v_BKCH, piece.first_B, piece.end_B, window, piece.origin_B
+        )
 
     def finish(self) -> None:
         """Count the tokens in."""

@@ -130,7 +130,9 @@ class _Through:
         k_BKCH, v_BKCH = self.buffers[layer]
         if piece.causal:
             window = self.windows[layer]
-            return attend_causal(q_BTNH, k_BKCH, v_BKCH, piece.first_B, piece.end_B, window)
+            return attend_causal(
+                q_BTNH, k_BKCH, v_BKCH, piece.first_B, piece.end_B, window, piece.origin_B
+            )
         return attend_canvas(q_BTNH, k_BKCH, v_BKCH, piece.first_B, piece.end_B)
 
     def _cut(self, window: int | None) -> list[Piece]:
@@ -141,10 +143,12 @@ class _Through:
         end_B = self.slots.length_B if ahead_B is None else self.slots.length_B + ahead_B
         width = self.slots.width
         if window is None:
-            return Piece(part, end_B, end_B + width, torch.zeros_like(end_B), causal=False)
-        first_B = (end_B - (window - 1)).clamp(min=0) - self.slots.start_B
-        at_B = end_B - self.slots.start_B
-        return Piece(part, at_B, at_B + width, first_B, causal=False)
+            zero_B = torch.zeros_like(end_B)
+            return Piece(part, end_B, end_B + width, zero_B, zero_B, causal=False)
+        start_B = self.slots.start_B
+        first_B = (end_B - (window - 1)).clamp(min=0) - start_B
+        at_B = end_B - start_B
+        return Piece(part, at_B, at_B + width, first_B, start_B, causal=False)
 
 
 class Refine(_Through):
@@ -196,10 +200,10 @@ class Advance(_Through):
 
     def _cut(self, window: int | None) -> list[Piece]:
         slots, half = self.slots, self.tokens
-        at_B = slots.length_B - (0 if window is None else slots.start_B)
-        at_B = at_B + (slots.width - self.ahead_B)
-        first_B = torch.zeros_like(at_B)
-        read = Piece(slice(0, half), at_B, at_B + slots.width, first_B, causal=True)
+        zero_B = torch.zeros_like(slots.start_B)
+        origin_B = zero_B if window is None else slots.start_B
+        at_B = slots.length_B - origin_B + (slots.width - self.ahead_B)
+        read = Piece(slice(0, half), at_B, at_B + slots.width, zero_B, origin_B, causal=True)
         return [read, self._canvas(window, slice(half, None), self.ahead_B)]
 
 
