@@ -20,7 +20,7 @@ ABOUT = "Ask problems that no training has seen, score the answers exactly, prin
 AFTER = """\
 examples:
   diffusiongemma evaluate                                some problems of every shape
-  diffusiongemma evaluate --count 400                    the tables of the small model's card
+  diffusiongemma evaluate --count 100                    the tables of the small model's card
   diffusiongemma evaluate --task sorting --count 100 --wrong 5
   diffusiongemma evaluate -m FOLDER --out answers.jsonl
 """

@@ -211,6 +211,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         text = (path / "state.json").read_text(encoding="utf-8")
         about: Any = json.loads(text)
+        if isinstance(about, dict) and "format" not in about:
+            raise _damaged(path, "it names no format, as those of an earlier version do not")
         if _text(about) != text or not isinstance(about["config"], dict):
             raise _damaged(path, "state.json is not as it was written")
         if about["format"] != FORMAT or about["step"] != _step_of(path):
