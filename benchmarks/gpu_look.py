@@ -211,12 +211,12 @@ class Look:
 
 
 def _first(steps: Steps) -> None:
-    steps.number_B.zero_()
+    steps.drafts.step_B.zero_()
     steps.step()
 
 
 def _shown(steps: Steps) -> tuple[Tensor, Tensor, Tensor]:
-    return steps.best_BL, steps.canvas_BL, steps.entropy_BL
+    return steps.drafts.best_BL, steps.drafts.canvas_BL, steps.drafts.entropy_BL
 
 
 def _scaled(q: Tensor, row: Tensor, column: Tensor, quick: bool) -> Callable[[Tensor], Any]:

@@ -17,6 +17,7 @@ class Margin:
     """Accept where the best token is at least `times` as likely as the second."""
 
     times: float
+    needs = dg.Ask(top=2)  # it reads the two likeliest tokens
 
     def __call__(self, readout):
         first_BL, second_BL = readout.top_logprob_BLG.unbind(-1)
@@ -25,9 +26,8 @@ class Margin:
 
 def steps(prompt, rule):
     """How many steps the first canvas takes."""
-    ask = dg.Ask(top=2)  # the rule reads the two likeliest tokens
-    told = gemma.steps(prompt, seed=7, max_new_tokens=32, rule=rule, ask=ask)
-    return next(step.number for step in told if step.last)
+    reply = gemma.generate(prompt, seed=7, max_new_tokens=32, rule=rule)
+    return reply.stats.steps[0]
 
 
 gemma = dg.load(*sys.argv[1:2])

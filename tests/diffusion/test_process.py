@@ -9,10 +9,10 @@ import torch
 
 from diffusiongemma.core.errors import OptionError
 from diffusiongemma.diffusion.accept import within_bound
+from diffusiongemma.diffusion.commit import cut
 from diffusiongemma.diffusion.config import HELP, SamplerConfig
-from diffusiongemma.diffusion.loop import cut
+from diffusiongemma.diffusion.drafts import BROKEN, DONE, Drafts
 from diffusiongemma.diffusion.step import refine
-from diffusiongemma.diffusion.stop import Progress
 from diffusiongemma.diffusion.temperature import temperature
 from diffusiongemma.kernels.readout import Readout
 
@@ -27,8 +27,11 @@ def said(token, best, entropy) -> Readout:
     )
 
 
-def start(width: int = 4) -> Progress:
-    return Progress.start(1, width, torch.device("cpu"))
+def start(width: int = 4, **options) -> Drafts:
+    """One canvas before its first step."""
+    drafts = Drafts(100, torch.zeros(1, width, 2))
+    drafts.open([SamplerConfig(**options)], [0])
+    return drafts
 
 
 def test_temperature_starts_at_t_max_and_ends_above_t_min() -> None:
@@ -57,56 +60,126 @@ def test_rows_are_accepted_by_themselves() -> None:
 
 
 def test_rejected_positions_become_noise_also_if_accepted_before() -> None:
-    config = SamplerConfig()
-    noise = torch.tensor([[70, 71, 72, 73]])
-    first = refine(said([1, 2, 3, 4], [1, 2, 3, 4], [0.0, 0.0, 3.0, 3.0]), noise, config, start())
+    drafts, noise = start(), torch.tensor([[70, 71, 72, 73]])
+    first = drafts.canvas_BL.clone()
+    refine(drafts, said([1, 2, 3, 4], [1, 2, 3, 4], [0.0, 0.0, 3.0, 3.0]), noise)
+    assert torch.equal(drafts.before_BL, first)
     # The first uncertain position still passes: nothing uncertain stands before it.
-    assert first.canvas_BL.tolist() == [[1, 2, 3, 73]]
-    again = refine(
-        said([5, 6, 7, 8], [1, 2, 3, 4], [3.0, 3.0, 0.0, 0.0]), noise, config, first.progress
-    )
-    assert again.canvas_BL.tolist() == [[5, 71, 7, 8]]
+    assert drafts.canvas_BL.tolist() == [[1, 2, 3, 73]]
+    refine(drafts, said([5, 6, 7, 8], [1, 2, 3, 4], [3.0, 3.0, 0.0, 0.0]), noise)
+    assert drafts.before_BL.tolist() == [[1, 2, 3, 73]]
+    assert drafts.canvas_BL.tolist() == [[5, 71, 7, 8]]
 
 
 def test_revisions_count_from_the_second_step() -> None:
-    config, noise = SamplerConfig(), torch.zeros(1, 4, dtype=torch.long)
-    first = refine(said([1, 2, 3, 4], [1, 2, 3, 4], [0.0] * 4), noise, config, start())
-    assert not first.revised_BL.any()
-    again = refine(said([1, 2, 3, 4], [1, 9, 3, 9], [0.0] * 4), noise, config, first.progress)
-    assert again.revised_BL.tolist() == [[False, True, False, True]]
+    drafts, noise = start(), torch.zeros(1, 4, dtype=torch.long)
+    refine(drafts, said([1, 2, 3, 4], [1, 2, 3, 4], [0.0] * 4), noise)
+    assert not drafts.revised_BL.any()
+    refine(drafts, said([1, 2, 3, 4], [1, 9, 3, 9], [0.0] * 4), noise)
+    assert drafts.revised_BL.tolist() == [[False, True, False, True]]
+    assert drafts.revisions_B.tolist() == [2]
 
 
 @pytest.mark.parametrize(
     ("threshold", "entropy", "steps"), [(0, 0.0, 1), (1, 0.0, 2), (3, 0.0, 4), (1, 0.01, None)]
 )
 def test_stops_when_stable_and_sure(threshold: int, entropy: float, steps: int | None) -> None:
-    config = SamplerConfig(stability_threshold=threshold)
-    progress, noise = start(), torch.zeros(1, 4, dtype=torch.long)
+    drafts, noise = start(stability_threshold=threshold), torch.zeros(1, 4, dtype=torch.long)
     stopped = None
     for number in range(1, 8):
-        step = refine(said([1] * 4, [1] * 4, [entropy] * 4), noise, config, progress)
-        progress = step.progress
-        if bool(step.done_B) and stopped is None:
+        refine(drafts, said([1] * 4, [1] * 4, [entropy] * 4), noise)
+        if int(drafts.flags_B) == DONE and stopped is None:
             stopped = number
     assert stopped == steps
 
 
 def test_confidence_is_the_mean_over_the_whole_canvas_and_strict() -> None:
-    config = SamplerConfig(stability_threshold=0, confidence_threshold=0.25)
     noise = torch.zeros(1, 4, dtype=torch.long)
     for entropy, done in (([0.0, 0.0, 0.0, 0.9], True), ([0.25] * 4, False), ([1.0] * 4, False)):
-        assert bool(refine(said([1] * 4, [1] * 4, entropy), noise, config, start()).done_B) is done
+        drafts = start(stability_threshold=0, confidence_threshold=0.25)
+        refine(drafts, said([1] * 4, [1] * 4, entropy), noise)
+        assert (int(drafts.flags_B) == DONE) is done
 
 
 def test_a_change_starts_the_count_again() -> None:
-    config = SamplerConfig(stability_threshold=2)
-    progress, noise = start(1), torch.zeros(1, 1, dtype=torch.long)
+    drafts, noise = start(1, stability_threshold=2), torch.zeros(1, 1, dtype=torch.long)
     done = []
     for best in (5, 5, 6, 6, 6):
-        step = refine(said([best], [best], [0.0]), noise, config, progress)
-        progress = step.progress
-        done.append(bool(step.done_B))
+        refine(drafts, said([best], [best], [0.0]), noise)
+        done.append(int(drafts.flags_B) == DONE)
     assert done == [False, False, False, False, True]
+
+
+def test_what_is_no_number_is_flagged() -> None:
+    drafts, noise = start(), torch.zeros(1, 4, dtype=torch.long)
+    refine(drafts, said([1] * 4, [1] * 4, [0.0, math.nan, 0.0, 0.0]), noise)
+    assert int(drafts.flags_B) & BROKEN
+
+
+OPTIONS = (
+    {"entropy_bound": 0.0, "t_min": 0.1, "t_max": 1.3, "max_denoising_steps": 7},
+    {"entropy_bound": 9.0, "stability_threshold": 0, "confidence_threshold": 2.0},
+    {"t_min": 0.3, "t_max": 0.3, "stability_threshold": 3},
+)
+
+
+def _pushed(drafts: Drafts) -> Drafts:
+    """Three steps of predictions that depend on the canvas alone."""
+    for step in range(3):
+        drafts.step_B += 1
+        noise_BL = drafts.draws()[1]
+        entropy_BL = (drafts.canvas_BL % 7) / 5 + 0.01
+        best_BL = drafts.canvas_BL % (3 + step)
+        read = Readout(
+            token_BL=best_BL + 1, best_BL=best_BL, entropy_BL=entropy_BL,
+            soft_BLD=torch.zeros(*best_BL.shape, 2),
+        )  # fmt: skip
+        refine(drafts, read, noise_BL)
+    return drafts
+
+
+def test_options_are_each_row_s_own() -> None:
+    """Rows with other options and seeds in one step, whole or in part, are the rows alone."""
+    configs = [SamplerConfig(**options) for options in OPTIONS]
+    together, parts = (Drafts(100, torch.zeros(3, 6, 2)) for _ in "12")
+    for drafts in (together, parts):
+        drafts.open(configs, [4, 5, 6])
+    _pushed(together)
+    for rows in ([1], [2, 0]):
+        part = parts.part(rows, 6)
+        parts.put(rows, _pushed(part))
+    for row, config in enumerate(configs):
+        alone = Drafts(100, torch.zeros(1, 6, 2))
+        alone.open([config], [4 + row])
+        _pushed(alone)
+        for drafts in (together, parts):
+            assert drafts.temperature_B()[row] == alone.temperature_B()[0]
+            for mine, all_of_them in zip(alone.state(), drafts.state(), strict=True):
+                assert torch.equal(mine[0], all_of_them[row])
+
+
+@pytest.mark.parametrize("t_min", [0.0, 0.1, 0.4, 1 / 3])
+def test_temperatures_on_tensors_are_pythons_rounded_once(t_min: float) -> None:
+    drafts = start(t_min=t_min, t_max=0.8, max_denoising_steps=48)
+    for step in range(1, 49):
+        drafts.step_B.fill_(step)
+        expected = np.float32(temperature(step, 48, t_min, 0.8))
+        assert drafts.temperature_B().tolist() == [float(expected)]
+
+
+def test_a_row_that_begins_anew_forgets_and_others_do_not() -> None:
+    drafts = Drafts(100, torch.zeros(2, 6, 2))
+    drafts.open([SamplerConfig()] * 2, [8, 8])
+    first = drafts.canvas_BL[0].clone()
+    _pushed(drafts).expected_BLD.fill_(1.0)
+    other = [one[1].clone() for one in drafts.state()]
+    drafts.begin(torch.tensor([True, False]))
+    assert drafts.canvas_B.tolist() == [1, 0] and drafts.step_B.tolist() == [0, 3]
+    assert drafts.best_BL[0].tolist() == [-1] * 6 and not drafts.expected_BLD[0].any()
+    assert drafts.revisions_B[0] == drafts.repeats_B[0] == 0
+    assert not torch.equal(drafts.canvas_BL[0], first)
+    for before, now in zip(other, drafts.state(), strict=True):
+        assert torch.equal(before, now[1])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from diffusiongemma.cli.whole import network, parts
-from diffusiongemma.engine import graphs
+from diffusiongemma.diffusion import noise as noise_room
+from diffusiongemma.diffusion import step as step_room
 from diffusiongemma.engine.gemma import Ban
 from diffusiongemma.engine.graphs import Steps
 from diffusiongemma.kernels import quantised_experts, readout, slots
@@ -30,7 +31,7 @@ TOY = dataclasses.replace(
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every dispatch takes the Triton twin."""
     with monkeypatch.context() as patch, right_interpreter.right():
-        for room in (graphs, model_slots, readout, slots, quantised_experts):
+        for room in (noise_room, step_room, model_slots, readout, slots, quantised_experts):
             patch.setattr(room, "triton", lambda x: True)
         patch.setattr(quantised_experts, "_capable", lambda device: True)
         patch.setattr(DiffusionGemma, "trunk", None)  # nobody may take the plain one
@@ -47,7 +48,7 @@ def _steps(fp8: bool) -> Steps:
         quantise(model)
     steps = parts.opened(model, 2, 70, 3 * TOY.canvas_length, 6)
     ban = Ban(range(200), torch.device("cpu"))
-    steps.recipe = graphs.replace(steps.recipe, shaper=ban)
+    steps.shaper = ban
     return steps
 
 
@@ -60,11 +61,13 @@ def test_steps_and_a_commit(fp8: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         for act in ("step", "advance"):
             # From the same state on both sides: what is drawn once differs ever after.
             if seen:
-                steps.best_BL.copy_(seen[0][len(said) - 1][0] if said else steps.best_BL)
+                best_BL = steps.drafts.best_BL
+                best_BL.copy_(seen[0][len(said) - 1][0] if said else best_BL)
             with as_on_a_gpu(monkeypatch) if quick else contextlib.nullcontext():
                 steps.step() if act == "step" else steps.advance([1])
-            state = [steps.best_BL, steps.entropy_BL, steps.before_BL, steps.canvas_BL]
-            state += [steps.accepted_BL, steps.soft_BLD, steps.number_B, steps.slots.length_B]
+            now = steps.drafts
+            state = [now.best_BL, now.entropy_BL, now.before_BL, now.canvas_BL, now.accepted_BL]
+            state += [now.expected_BLD, now.step_B, steps.slots.length_B]
             said.append(tuple(one.clone() for one in state))
         seen.append(said)
     for number, (plain, quick) in enumerate(zip(*seen, strict=True)):

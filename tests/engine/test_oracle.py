@@ -1,6 +1,7 @@
 """Every door against the oracle of `tests/oracle.py`, bit for bit."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 
 import diffusiongemma as dg
 import oracle
+from diffusiongemma.core.errors import OptionError
 from diffusiongemma.diffusion.accept import within_bound
-from diffusiongemma.diffusion.noise import Purpose, uniform
-from diffusiongemma.engine.request import PROMPT_CHUNK
+from diffusiongemma.diffusion.noise import Purpose
+from diffusiongemma.engine.runner import PROMPT_CHUNK
+from places import numbers
 
 PROMPT = [5, 6, 7, 8, 9, 10, 11]
 
@@ -114,6 +117,35 @@ def test_a_rule_is_the_oracle_s(speaks_ids: dg.Gemma) -> None:
     assert told.tokens != _told(speaks_ids, PROMPT, 3, options).tokens
 
 
+@dataclass(frozen=True)
+class Margin:
+    """Accepts where the likeliest token is well before the second."""
+
+    needs = dg.Ask(top=2)
+
+    def __call__(self, readout) -> torch.Tensor:
+        first_BL, second_BL = readout.top_logprob_BLG.unbind(-1)
+        return first_BL - second_BL >= 0.3
+
+
+def test_a_rule_gets_what_it_needs_in_every_door(speaks_ids: dg.Gemma) -> None:
+    options = {"max_denoising_steps": 4, "max_new_tokens": 16, "rule": Margin()}
+    one = speaks_ids.generate(PROMPT, seed=3, **options)
+    (many,) = speaks_ids.generate_many([PROMPT], seed=3, **options)
+    *_, last = speaks_ids.stream(PROMPT, seed=3, **options)
+    assert isinstance(last, dg.Finished)
+    steps = list(speaks_ids.steps(PROMPT, seed=3, ask=dg.Ask(top=5), **options))
+    assert one.tokens == many.tokens == last.reply.tokens
+    assert one.tokens != speaks_ids.generate(PROMPT, seed=3, max_new_tokens=16).tokens
+    best = [step.step.best_BL[0].tolist() for step in steps if step.last]
+    assert list(one.tokens) == [token for canvas in best for token in canvas]
+    assert steps[0].readout.top_BLG.shape[-1] == 5
+    with pytest.raises(OptionError, match="a rule's `needs` must be an Ask, got 2"):
+        wrong = Margin()
+        object.__setattr__(wrong, "needs", 2)
+        speaks_ids.generate(PROMPT, rule=wrong)
+
+
 def test_the_shipped_model_answers_as_the_oracle() -> None:
     """Its layers run as compiled code on a CPU; canvases stop early, answers end by a mark."""
     gemma = dg.load()
@@ -131,7 +163,7 @@ def test_the_shipped_model_answers_as_the_oracle() -> None:
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_random_numbers_are_the_oracle_s(seed, canvas, step, width, purpose) -> None:
-    found = uniform(seed, canvas, step, width, purpose, torch.device("cpu")).tolist()
+    found = numbers(seed, canvas, step, width, purpose).tolist()
     assert found == [oracle.uniform(seed, canvas, step, n, int(purpose)) for n in range(width)]
 
 

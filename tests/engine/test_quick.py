@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import diffusiongemma as dg
+from diffusiongemma.diffusion.commit import Commit
 from diffusiongemma.diffusion.config import SamplerConfig
-from diffusiongemma.diffusion.loop import Commit, DraftStep, Recipe, answer
+from diffusiongemma.diffusion.loop import Recipe
+from diffusiongemma.engine.engine import Engine, Look, Request
 from diffusiongemma.engine.events import Refined
-from diffusiongemma.engine.outcome import refined
 from diffusiongemma.engine.quick import Quick, takes
 from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.context import Context
@@ -61,8 +62,8 @@ def _read(model: DiffusionGemma, ids: list[torch.Tensor]) -> Context:
 
 
 def _plain(model: DiffusionGemma, ids: torch.Tensor, recipe: Recipe) -> list[Refined | Commit]:
-    items = answer(model, _read(model, [ids]), recipe)
-    return [refined(one) if isinstance(one, DraftStep) else one for one in items]
+    request = Request(ids=tuple(ids[0].tolist()), images=(), recipe=recipe)
+    return [one for _, one in Engine(model).answer([request], look=Look.EVENTS)]
 
 
 def _prompts(*lengths: int) -> list[torch.Tensor]:
@@ -171,8 +172,7 @@ def test_the_doors_say_the_same_through_either_engine(monkeypatch: pytest.Monkey
         used.append(len(recipes))
         return True
 
-    for room in ("request", "many"):
-        monkeypatch.setattr(f"diffusiongemma.engine.{room}.takes", taken)
+    monkeypatch.setattr("diffusiongemma.engine.engine.takes", taken)
     assert said() == plain
     assert used == [1, 2, 1, 1, 1]
 

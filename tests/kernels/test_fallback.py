@@ -56,7 +56,7 @@ def test_a_broken_kernel_is_given_up_and_the_step_is_made_plainly(
     tries: list[bool] = []
 
     def work() -> None:
-        steps.canvas_BL.fill_(3)
+        steps.drafts.canvas_BL.fill_(3)
         tries.append(True)
         if fast.no_triton(GPU) is None:
             raise RuntimeError("out of resource: shared memory\nmore lines")

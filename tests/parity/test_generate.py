@@ -1,4 +1,4 @@
-"""The plain loop is the reference's own `generate`, fed with the same random numbers.
+"""An answer is the reference's own `generate`, fed with the same random numbers.
 
 transformers draws with `torch.multinomial` and `torch.randint`; here these two are replaced by our
 counter-based noise, and everything else is its own: temperature, acceptance, re-noising, stopping,
@@ -16,17 +16,19 @@ import pytest
 import torch
 
 import toys
+from diffusiongemma.diffusion.commit import Commit
 from diffusiongemma.diffusion.config import SamplerConfig
-from diffusiongemma.diffusion.loop import Commit, Recipe, answer
-from diffusiongemma.diffusion.noise import Purpose, random_tokens, uniform
+from diffusiongemma.diffusion.loop import Recipe
+from diffusiongemma.engine.engine import Engine, Request
 from diffusiongemma.kernels.readout import draw
 from parity_oracle import Dice, Pair
+from places import drawn
 
-pytestmark = pytest.mark.usefixtures("either")
-
-CPU = torch.device("cpu")
 # transformers marks CUDA graph steps even on the CPU, which imports a corner of torch that warns.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+pytestmark = [
+    pytest.mark.usefixtures("either"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),
+]
 
 CALM = [
     toys.Toy(seed=41, calm=True),
@@ -49,12 +51,12 @@ class OurNoise:
         else:
             raise AssertionError("two calls of randint in a row")
         place = (self.seed, self.canvas, self.step, size[1])
-        return random_tokens(*place, self.vocabulary, CPU)[None]
+        return drawn(*place, self.vocabulary)[1][None]
 
     def multinomial(self, probability: torch.Tensor, num_samples: int) -> torch.Tensor:
         self.step, self.drawn = self.step + 1, True
         place = (self.seed, self.canvas, self.step, probability.shape[0])
-        return draw(probability, uniform(*place, Purpose.DRAW, CPU))[:, None]
+        return draw(probability, drawn(*place, self.vocabulary)[0])[:, None]
 
     def begin_canvas(self) -> None:
         self.canvas, self.step, self.drawn = self.canvas + 1, 0, True
@@ -94,7 +96,6 @@ def _theirs(pair: Pair, ids: torch.Tensor, seed: int, options: dict, eos: list[i
 
 
 def _ours(pair: Pair, ids: torch.Tensor, seed: int, options: dict, eos: list[int], canvases: int):
-    model, context = pair.ours, pair.ours.context()
     recipe = Recipe(
         config=SamplerConfig(**options, max_new_tokens=canvases * pair.toy.canvas),
         seed=seed,
@@ -103,9 +104,9 @@ def _ours(pair: Pair, ids: torch.Tensor, seed: int, options: dict, eos: list[int
         longest=pair.toy.longest,
         eos=frozenset(eos),
     )
-    with torch.no_grad():
-        model.encode(model.embed(ids), context)
-        return [c for c in answer(model, context, recipe) if isinstance(c, Commit)]
+    request = Request(ids=tuple(ids[0].tolist()), images=(), recipe=recipe)
+    items = Engine(pair.ours).answer([request])
+    return [one for _, one in items if isinstance(one, Commit)]
 
 
 @pytest.mark.parametrize(

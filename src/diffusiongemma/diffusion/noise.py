@@ -5,7 +5,6 @@ Every number is a hash of (seed, canvas, step, position, purpose) by Philox 4x32
 So the same seed gives the same text alone, beside other rows, after a restart, and on every rank.
 """
 
-import functools
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
@@ -14,6 +13,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from diffusiongemma.kernels.fast import triton
 
 _WORD = 0xFFFFFFFF
 _MULTIPLY = (0xD2511F53, 0xCD9E8D57)
@@ -55,59 +56,24 @@ def philox(counter: Sequence[Tensor], key: tuple[int | Tensor, int | Tensor]) ->
     return words
 
 
-def _philox_numpy(even: Any, odd: Any, key: tuple[int, int]) -> tuple[Any, Any]:
+def _philox_numpy(even: Any, odd: Any, keys: Any) -> tuple[Any, Any]:
     """The same with uint64 arrays of numpy, for its smaller calls: a sixth of the time.
 
     Args:
-        even: words 0 and 2 of the counter, in one array with three axes.
+        even: words 0 and 2 of the counter, in one array with four axes.
         odd: words 1 and 3, likewise.
-        key: two 32-bit words.
+        keys: the two words of each key, likewise.
 
     Returns:
         both, after the last round.
     """
-    multiply, weyl, keys = (
-        np.array(pair, np.uint64)[:, None, None] for pair in (_MULTIPLY, _WEYL, key)
-    )
+    multiply, weyl = (np.array(pair, np.uint64)[:, None, None, None] for pair in (_MULTIPLY, _WEYL))
     word, half = np.uint64(_WORD), np.uint64(32)
     for _ in range(_ROUNDS):
         product = (even * multiply)[::-1]
         even, odd = (product >> half) ^ odd ^ keys, product & word
         keys = (keys + weyl) & word
     return even, odd
-
-
-def uniform(
-    seed: int, canvas: int, step: int, width: int, purpose: Purpose, device: torch.device
-) -> Float[Tensor, " L"]:
-    """Numbers in [0, 1) for every position of a canvas: float64, 53 random bits.
-
-    Args:
-        seed: any whole number; taken modulo 2**64.
-        canvas: index of the canvas within its answer, from 0.
-        step: refinement step, from 1; `INITIAL_STEP` for the starting canvas.
-        width: L.
-        purpose: what the numbers decide.
-        device: where they are wanted.
-    """
-    low, high, step, canvas = seed & _WORD, (seed >> 32) & _WORD, step & _WORD, canvas & _WORD
-    if device.type == "cpu":
-        return torch.from_numpy(_of_all_purposes(low, high, step, canvas, width)[purpose].copy())
-    place = torch.arange(width, dtype=torch.int64, device=device)
-    rest = [torch.tensor(word, device=device) for word in (step, canvas, int(purpose))]
-    first, second, *_ = philox([place, *rest], (low, high))
-    return ((first >> 5).double() * 2.0**26 + (second >> 6).double()) * 2.0**-53
-
-
-@functools.lru_cache(maxsize=64)
-def _of_all_purposes(low: int, high: int, step: int, canvas: int, width: int) -> Any:
-    """One row of numbers for each purpose, in one go: most of the time is that of numpy's calls."""
-    purposes = len(Purpose)
-    even, odd = np.empty((2, purposes, width), np.uint64), np.empty((2, purposes, 1), np.uint64)
-    even[0], even[1] = np.arange(width), canvas
-    odd[0], odd[1, :, 0] = step, np.arange(purposes)
-    even, odd = _philox_numpy(even, odd, (low, high))
-    return ((even[0] >> np.uint64(5)) * 2.0**26 + (odd[0] >> np.uint64(6))) * 2.0**-53
 
 
 def uniforms(
@@ -117,12 +83,12 @@ def uniforms(
     width: int,
     purpose: Purpose,
 ) -> Float[Tensor, "B L"]:
-    """`uniform` for several rows whose seeds, canvases and steps are on the device; the same bits.
+    """Numbers in [0, 1) for every position of each row's canvas: float64, 53 random bits.
 
     Args:
         seeds: low and high 32 bits of each row's seed (`seed_words`).
-        canvas_B: index of each row's canvas.
-        step_B: number of each row's step.
+        canvas_B: index of each row's canvas within its answer, from 0.
+        step_B: each row's refinement step, from 1; `INITIAL_STEP` for the starting canvas.
         width: L.
         purpose: what the numbers decide.
     """
@@ -133,18 +99,58 @@ def uniforms(
     return ((first >> 5).double() * 2.0**26 + (second >> 6).double()) * 2.0**-53
 
 
+def draws(
+    seed_B2: Int[Tensor, "B 2"],
+    canvas_B: Int[Tensor, " B"],
+    step_B: Int[Tensor, " B"],
+    width: int,
+    vocabulary: int,
+) -> tuple[Float[Tensor, "B L"], Int[Tensor, "B L"]]:
+    """What decides a step's tokens, float64 in [0, 1), and the random tokens of its noise.
+
+    Noise is drawn from the full vocabulary: uniform tokens, for the starting canvas and for what is
+    rejected later. The bits are those of `uniforms`.
+
+    Args:
+        seed_B2: low and high 32 bits of each row's seed (`seed_words`).
+        canvas_B: index of each row's canvas.
+        step_B: number of each row's step.
+        width: L.
+        vocabulary: V.
+    """
+    if triton(seed_B2):
+        from diffusiongemma.kernels.triton import refine as kernel
+
+        return kernel.draws(seed_B2, canvas_B, step_B, width, vocabulary)
+    if seed_B2.device.type == "cpu":
+        uniform_BL, drawn_BL = _of_rows(seed_B2, canvas_B, step_B, width)
+    else:
+        place = (seed_B2, canvas_B, step_B, width)
+        uniform_BL, drawn_BL = (uniforms(*place, one) for one in (Purpose.DRAW, Purpose.NOISE))
+    return uniform_BL, (drawn_BL * vocabulary).long()
+
+
+def _of_rows(
+    seed_B2: Tensor, canvas_B: Tensor, step_B: Tensor, width: int
+) -> tuple[Tensor, Tensor]:
+    """Numbers of both purposes, in one go."""
+    words = np.stack(
+        [one.numpy().astype(np.uint64) & np.uint64(_WORD) for one in (canvas_B, step_B)]
+    )
+    rows = words.shape[1]
+    even, odd = np.empty((2, 2, rows, width), np.uint64), np.empty((2, 2, rows, 1), np.uint64)
+    even[0], even[1] = np.arange(width), words[0, :, None]
+    odd[0], odd[1] = words[1, :, None], np.array([Purpose.DRAW, Purpose.NOISE])[:, None, None]
+    key = seed_B2.numpy().astype(np.uint64).T[:, None, :, None]
+    even, odd = _philox_numpy(even, odd, key)
+    drawn = ((even[0] >> np.uint64(5)) * 2.0**26 + (odd[0] >> np.uint64(6))) * 2.0**-53
+    return torch.from_numpy(drawn[0]), torch.from_numpy(drawn[1])
+
+
 def seed_words(seeds: Sequence[int], device: torch.device) -> Int[Tensor, "B 2"]:
     """Each seed modulo 2**64 as two 32-bit words, low and high."""
     words = [(seed & _WORD, (seed >> 32) & _WORD) for seed in seeds]
     return torch.tensor(words, dtype=torch.int64, device=device)
-
-
-def random_tokens(
-    seed: int, canvas: int, step: int, width: int, vocabulary: int, device: torch.device
-) -> Int[Tensor, " L"]:
-    """Uniform tokens from the full vocabulary, for the starting canvas and for re-noising."""
-    drawn = uniform(seed, canvas, step, width, Purpose.NOISE, device)
-    return (drawn * vocabulary).long()
 
 
 def corrupt(
@@ -157,7 +163,7 @@ def corrupt(
 
     The forward process of uniform-state diffusion with a linear schedule, q(z | x) =
     (1 - t) [z = x] + t / V (Austin et al. 2021, D3PM; t is `level`). The trainer's counterpart of
-    `random_tokens`: the same uniform noise over the full vocabulary that the sampler puts in.
+    `draws`: the same uniform noise over the full vocabulary that the sampler puts in.
 
     Args:
         clean: tokens.

@@ -1,83 +1,150 @@
-"""One refinement of a canvas, pure: (readout, noise) -> the next canvas, and whether to stop.
+"""One refinement of canvases: what the network predicts becomes the next canvases, in place.
 
-This file sees what the network read out, never the network.
+    temperature, random numbers -> readout -> accept, re-noise the rest, is it done?
+
+This file sees hidden states and what is read out of them, never the layers of the network.
 """
 
-from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diffusiongemma.core.brief import Brief
 from diffusiongemma.core.errors import OptionError
-from diffusiongemma.diffusion.accept import AcceptRule, EntropyBound
-from diffusiongemma.diffusion.config import SamplerConfig
-from diffusiongemma.diffusion.stop import Progress, stable, sure
-from diffusiongemma.kernels.readout import Readout
+from diffusiongemma.diffusion.accept import AcceptRule, shown, within_bound
+from diffusiongemma.diffusion.drafts import BROKEN, DONE, Drafts
+from diffusiongemma.kernels.fast import triton
+from diffusiongemma.kernels.readout import Ask, Readout, Shaper
+
+_WIDEST = 1024  # positions of a canvas that the kernel holds at once
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Step(Brief):
-    """What one refinement did.
+class RuleError(Exception):
+    """A rule failed on a row; never leaves the engine.
 
     Attributes:
-        canvas_BL: the next canvas: sampled where accepted, fresh noise elsewhere.
-        best_BL: the most likely tokens; what is committed if this is the last step.
-        accepted_BL: where the sample was kept.
-        revised_BL: where the most likely token is another than at the step before.
-        entropy_BL: nats.
-        done_B: stable and sure.
-        progress: what the next step's stop rule needs.
+        row: which.
+        cause: what it raised.
     """
 
-    canvas_BL: Int[Tensor, "B L"]
-    best_BL: Int[Tensor, "B L"]
-    accepted_BL: Bool[Tensor, "B L"]
-    revised_BL: Bool[Tensor, "B L"]
-    entropy_BL: Float[Tensor, "B L"]
-    done_B: Bool[Tensor, " B"]
-    progress: Progress
+    def __init__(self, row: int, cause: Exception) -> None:
+        super().__init__(f"the rule of row {row} failed")
+        self.row, self.cause = row, cause
+
+
+@runtime_checkable
+class Reads(Protocol):
+    """What a step needs of the network; `model.DiffusionGemma` has it."""
+
+    def readout(
+        self,
+        hidden_BLD: Tensor,
+        temperature_B: Tensor,
+        uniform_BL: Tensor,
+        shaper: Shaper | None = None,
+        ask: Ask | None = None,
+    ) -> Readout:
+        """Read the vocabulary."""
+        ...
+
+
+def take(
+    network: Reads,
+    hidden_BLD: Float[Tensor, "B L D"],
+    drafts: Drafts,
+    *,
+    shaper: Shaper | None = None,
+    rule: AcceptRule | None = None,
+    ask: Ask | None = None,
+) -> Readout:
+    """Take in what the network said of the canvases, and move on by one step.
+
+    Args:
+        network: reads the vocabulary.
+        hidden_BLD: its hidden states of `drafts.canvas_BL`.
+        drafts: changed in place.
+        shaper: bans and biases on the logits.
+        rule: which positions to accept, if not each row's entropy bound.
+        ask: what to report beside the usual.
+
+    Raises:
+        RuleError: the rule failed; the drafts are as they were.
+    """
+    drafts.step_B += 1
+    try:
+        uniform_BL, noise_BL = drafts.draws()
+        readout = network.readout(hidden_BLD, drafts.temperature_B(), uniform_BL, shaper, ask)
+        refine(drafts, readout, noise_BL, rule)
+    except RuleError:
+        drafts.step_B -= 1
+        raise
+    return readout
 
 
 def refine(
+    drafts: Drafts,
     readout: Readout,
     noise_BL: Int[Tensor, "B L"],
-    config: SamplerConfig,
-    progress: Progress,
     rule: AcceptRule | None = None,
-) -> Step:
-    """Accept, re-noise the rest, decide whether to stop.
+) -> None:
+    """Accept, re-noise the rest, decide whether to stop; all of it in the drafts.
 
     Args:
-        readout: what the network predicts for the canvas.
+        drafts: the canvases that the readout is of.
+        readout: what the network predicts for them.
         noise_BL: random tokens for every position; used where nothing is accepted.
-        config: bounds and thresholds.
-        progress: what is remembered of the steps before.
-        rule: which positions to accept; the entropy bound of `config` if none is given.
+        rule: which positions to accept, if not each row's entropy bound.
     """
-    rule = rule or EntropyBound(config.entropy_bound)
-    accepted_BL = _asked(rule, readout)
-    seen_BL = progress.best_BL >= 0
-    revised_BL = seen_BL & (readout.best_BL != progress.best_BL)
-    progress = progress.advance(readout.best_BL)
-    done_B = stable(progress, config.stability_threshold) & sure(
-        readout.entropy_BL, config.confidence_threshold
-    )
-    return Step(
-        canvas_BL=torch.where(accepted_BL, readout.token_BL, noise_BL),
-        best_BL=readout.best_BL,
-        accepted_BL=accepted_BL,
-        revised_BL=revised_BL,
-        entropy_BL=readout.entropy_BL,
-        done_B=done_B,
-        progress=progress,
-    )
+    best_BL, entropy_BL = readout.best_BL, readout.entropy_BL
+    ruled_BL = None if rule is None else _ruled(rule, readout)
+    drafts.before_BL.copy_(drafts.canvas_BL)
+    drafts.revised_BL.copy_((drafts.best_BL >= 0) & (best_BL != drafts.best_BL))
+    drafts.revisions_B += drafts.revised_BL.sum(-1)
+    if ruled_BL is None and triton(best_BL) and drafts.width <= _WIDEST:
+        from diffusiongemma.kernels.triton import refine as kernel
+
+        canvas_BL, accepted_BL, repeats_B, done_B = kernel.refine(
+            readout.token_BL, best_BL, entropy_BL, noise_BL, drafts.best_BL, drafts.repeats_B,
+            drafts.bound_B, drafts.stable_B, drafts.sure_B,
+        )  # fmt: skip
+    else:
+        accepted_BL = ruled_BL
+        if accepted_BL is None:
+            accepted_BL = within_bound(entropy_BL, drafts.bound_B[:, None])
+        canvas_BL = torch.where(accepted_BL, readout.token_BL, noise_BL)
+        same_B = (best_BL == drafts.best_BL).all(-1)
+        repeats_B = torch.where(same_B, drafts.repeats_B + 1, 0)
+        # The mean over the whole canvas, tokens after the end of an answer included.
+        sure_B = entropy_BL.float().mean(-1) < drafts.sure_B
+        done_B = (repeats_B >= drafts.stable_B) & sure_B
+    broken_B = ~entropy_BL.isfinite().all(-1)
+    drafts.flags_B.copy_(DONE * done_B.long() + BROKEN * broken_B.long())
+    for held, now in (
+        (drafts.canvas_BL, canvas_BL),
+        (drafts.accepted_BL, accepted_BL),
+        (drafts.repeats_B, repeats_B),
+        (drafts.best_BL, best_BL),
+        (drafts.entropy_BL, entropy_BL),
+        (drafts.expected_BLD, readout.soft_BLD),
+    ):
+        held.copy_(now)
+
+
+def _ruled(rule: AcceptRule, readout: Readout) -> Bool[Tensor, "B L"]:
+    """Row by row, as a rule of somebody else's may look across what it is shown."""
+    parts = []
+    for row in range(len(readout.best_BL)):
+        try:
+            parts.append(_asked(rule, readout.row(row)))
+        except Exception as error:
+            raise RuleError(row, error) from error
+    return torch.cat(parts)
 
 
 def _asked(rule: AcceptRule, readout: Readout) -> Tensor:
     """The rule's answer, checked: rules are written by users."""
-    accepted = rule(readout)
+    accepted = rule(shown(rule, readout))
     shape = readout.best_BL.shape
     if isinstance(accepted, Tensor) and accepted.dtype == torch.bool and accepted.shape == shape:
         return accepted

@@ -20,14 +20,14 @@ import torch
 from diffusiongemma.core.errors import InputError
 from diffusiongemma.core.letters import brief
 from diffusiongemma.core.patches import Patches
-from diffusiongemma.dialog.chat import Chat
 from diffusiongemma.dialog.reply import ReplyStream
+from diffusiongemma.engine.engine import Engine, Look, Request
 from diffusiongemma.engine.events import Committed, Event, Finished
 from diffusiongemma.engine.options import ConversationOptions, Pictures
 from diffusiongemma.engine.prompt import Messages, Text
-from diffusiongemma.engine.quick import Quick
 from diffusiongemma.engine.reply import Reply
-from diffusiongemma.engine.request import Request, embed, encode, tell
+from diffusiongemma.engine.request import Hearing
+from diffusiongemma.engine.runner import read
 from diffusiongemma.model.context import Context
 
 
@@ -37,7 +37,7 @@ class Held:
 
     context: Context
     ids: list[int]
-    images: list[Patches]
+    images: Sequence[Patches]
 
 
 class Conversation:
@@ -55,15 +55,13 @@ class Conversation:
 
     def __init__(
         self,
-        quick: Quick,
-        chat: Chat,
-        read: Callable[..., Request],
+        engine: Engine,
+        read: Callable[..., Hearing],
         options: Mapping[str, Any],
     ) -> None:
         self.messages: list[Mapping[str, Any]] = []
         self.reused = 0
-        self._quick, self._model = quick, quick.model
-        self._chat, self._read = chat, read
+        self._engine, self._model, self._read = engine, engine.model, read
         self._options = dict(options)
         self._held: list[Held] = []
         self._turns = threading.RLock()  # one at a time; not held while a stream waits
@@ -119,8 +117,8 @@ class Conversation:
             said = _messages(prompt, images)
             given = self._options | options
             stop, rule = given.pop("stop"), given.pop("rule")
-            request = self._read([*self.messages, *said], seed, stop, rule, None, given)
-            turn = self._turn(request, said)
+            heard = self._read([*self.messages, *said], seed, stop, rule, None, given)
+            turn = self._turn(heard, said)
             self._running = weakref.ref(turn)  # or the turn would keep itself from being closed
             return turn
 
@@ -151,18 +149,16 @@ class Conversation:
         self._held = []
         self.reused = 0
 
-    def _turn(
-        self, request: Request, said: list[Mapping[str, Any]]
-    ) -> Generator[Event, None, None]:
+    def _turn(self, heard: Hearing, said: list[Mapping[str, Any]]) -> Generator[Event, None, None]:
+        request = heard.request
         context, images = self._resume(request)
-        reused = self.reused = context.lengths[0]
+        heard.reused = self.reused = context.lengths[0]
         ids, earlier, answer = list(request.ids), self._held, None
         try:
-            if reused < len(ids):
-                inputs = embed(self._model, request, reused, images)
-                encode(self._model, inputs, context)
+            read(self._model, context, request.ids, request.images, images)
             self._held = [Held(context.fork(0, 1), list(ids), request.images)]
-            for event in tell(self._quick, context, request, self._chat, reused=reused):
+            items = self._engine.answer([request], look=Look.EVENTS, paced=True, context=context)
+            for event in heard.tell(items):
                 if isinstance(event, Committed):
                     ids += event.tokens
                 if isinstance(event, Finished):
@@ -170,8 +166,8 @@ class Conversation:
                     self.messages += [*said, answer]
                 yield event
         except (GeneratorExit, KeyboardInterrupt):
-            if answer is None and request.spoken.text.strip():
-                answer = _answered(request.spoken)
+            if answer is None and heard.spoken.text.strip():
+                answer = _answered(heard.spoken)
                 self.messages += [*said, answer]
             raise
         finally:
@@ -180,7 +176,7 @@ class Conversation:
             else:
                 self._hold(context, ids, request.images)
 
-    def _hold(self, context: Context, ids: list[int], images: list[Patches]) -> None:
+    def _hold(self, context: Context, ids: list[int], images: Sequence[Patches]) -> None:
         """Keep the answer's canvases, too, unless the last of them was torn."""
         row = context.rows[0]
         # The last canvas of an answer is not encoded, so there may be none.

@@ -1,7 +1,7 @@
 """The door: a network, its words and its defaults, behind four verbs.
 
 `generate` answers, `generate_many` answers several prompts together, `stream` shows how, `steps`
-hands every step to a researcher. One prompt goes through the plain loop of `diffusion.loop`.
+hands every step to a researcher. All of them are readers of `engine.engine`.
 """
 
 import os
@@ -25,29 +25,21 @@ from diffusiongemma.core.patches import Patches
 from diffusiongemma.dialog.chat import Chat
 from diffusiongemma.dialog.reply import ReplyStream
 from diffusiongemma.dialog.stream import stop_strings
-from diffusiongemma.diffusion.accept import AcceptRule
+from diffusiongemma.diffusion.accept import AcceptRule, wanted
+from diffusiongemma.diffusion.commit import Commit
 from diffusiongemma.diffusion.config import SamplerConfig
-from diffusiongemma.diffusion.loop import Commit, DraftStep, Recipe
+from diffusiongemma.diffusion.loop import DraftStep, Recipe
 from diffusiongemma.engine.conversation import Conversation
+from diffusiongemma.engine.engine import Engine, Look, Request
 from diffusiongemma.engine.events import Event, Finished
-from diffusiongemma.engine.many import answer_many
 from diffusiongemma.engine.options import ConversationOptions, Options
 from diffusiongemma.engine.prompt import Asked, Ids, Messages, Text, read
-from diffusiongemma.engine.quick import Quick
 from diffusiongemma.engine.reply import Reply
-from diffusiongemma.engine.request import (
-    PROMPT_CHUNK,
-    Request,
-    conclude,
-    draft,
-    embed,
-    encode,
-    tell,
-)
+from diffusiongemma.engine.request import Hearing
 from diffusiongemma.engine.saving import Copy
 from diffusiongemma.kernels.readout import BANNED, Ask
 from diffusiongemma.model.count import parameters
-from diffusiongemma.model.model import DiffusionGemma, Inputs
+from diffusiongemma.model.model import DiffusionGemma
 
 _KNOWN = {
     *Asked.__slots__,
@@ -106,7 +98,7 @@ class Gemma:
         kept: Kept | None = None,
     ) -> None:
         self.model, self.chat, self.sampler = model, chat, sampler
-        self._quick = Quick(model)
+        self._engine = Engine(model)
         self._kept = kept or Kept(files=keep(folder))
         self.eos, self.device, self.folder = eos, device, folder
         self._ban = Ban(banned, device.device)
@@ -139,8 +131,8 @@ class Gemma:
             InputError: a prompt, message or image that cannot be taken.
             OptionError: an option that does not exist or has no meaning here.
         """
-        request = self._request(prompt, seed, stop, rule, None, options)
-        for event in self._tell(request, embed(self.model, request), watched=False):
+        heard = self._request(prompt, seed, stop, rule, None, options)
+        for event in heard.tell(self._engine.answer([heard.request])):
             if isinstance(event, Finished):
                 return event.reply
         raise AssertionError("a stream ends with Finished")
@@ -159,8 +151,8 @@ class Gemma:
         Yields:
             `Refined` for each step, `Committed` for each finished canvas, `Finished` at the end.
         """
-        request = self._request(prompt, seed, stop, rule, None, options)
-        return self._tell(request, embed(self.model, request), watched=True)
+        heard = self._request(prompt, seed, stop, rule, None, options)
+        return heard.tell(self._engine.answer([heard.request], look=Look.EVENTS, paced=True))
 
     def steps(
         self,
@@ -176,9 +168,9 @@ class Gemma:
         `step.replace(canvas)` has the next step see another canvas. Arguments as in `generate`,
         and `ask`, which has readouts report more (see `kernels.readout.Ask`).
         """
-        request = self._request(prompt, seed, None, rule, ask, options)
-        items = self._draft(request, embed(self.model, request))
-        return (item for item in items if isinstance(item, DraftStep))
+        request = self._request(prompt, seed, None, rule, ask, options).request
+        items = self._engine.answer([request], look=Look.STEPS, paced=True)
+        return (item for _, item in items if isinstance(item, DraftStep))
 
     def converse(self, **options: Unpack[ConversationOptions]) -> Conversation:
         """A conversation that remembers what was said, and reads only what is new in each turn.
@@ -198,7 +190,7 @@ class Gemma:
         given = {name: value for name, value in options.items() if name not in ("stop", "rule")}
         stop, rule = options.get("stop"), options.get("rule")
         self._request("?", None, stop, rule, None, given)  # refused now, or never
-        return Conversation(self._quick, self.chat, self._request, usual)
+        return Conversation(self._engine, self._request, usual)
 
     def generate_many(
         self,
@@ -222,24 +214,21 @@ class Gemma:
             raise InputError("prompts must be a list of prompts, got one text; use generate")
         prompts = list(prompts)
         seeds = _seeds(seed, len(prompts))
-        requests = [
+        heard = [
             self._request(prompt, one, stop, rule, None, options)
             for prompt, one in zip(prompts, seeds, strict=True)
         ]
-        if not requests:
+        if not heard:
             return []
-        commits: list[list[Commit]] = [[] for _ in requests]
         replies: dict[int, Reply] = {}
-        inputs = [embed(self.model, request) for request in requests]
-        recipes = [request.recipe for request in requests]
-        with torch.no_grad():
-            for row, item in answer_many(self._quick, inputs, recipes, PROMPT_CHUNK, replies):
-                if isinstance(item, Commit):
-                    commits[row].append(item)
-                    requests[row].spoken.push(item.tokens, final=item.reason is not None)
-                    if item.reason or requests[row].spoken.stopped:
-                        replies[row] = conclude(requests[row], commits[row], self.chat)
-        return [replies[row] for row in range(len(requests))]
+        items = self._engine.answer([one.request for one in heard])
+        for row, item in items:
+            assert isinstance(item, Commit)  # nobody looks at steps
+            heard[row].take(item)
+            if heard[row].ended:
+                items.end(row)
+                replies[row] = heard[row].reply()
+        return [replies[row] for row in range(len(heard))]
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write a checkpoint folder that transformers opens too.
@@ -304,7 +293,7 @@ class Gemma:
         rule: AcceptRule | None,
         ask: Ask | None,
         options: Mapping[str, Any],
-    ) -> Request:
+    ) -> Hearing:
         """Check everything before any work is done."""
         started = time.perf_counter()
         for name in options.keys() - _KNOWN:
@@ -316,8 +305,7 @@ class Gemma:
         stop = stop_strings(stop)
         if stop and self.chat is None:
             raise OptionError("stop needs a tokenizer, and this checkpoint has none")
-        if rule is not None and not callable(rule):
-            raise OptionError(f"a rule must be callable with a Readout, got {brief(rule)}")
+        asked = wanted(rule, ask)
         ids, images = read(prompt, Asked(**reading), self.chat, self.model.config)
         marks = None if self.chat is None else self.chat.marks
         spoken = ReplyStream(marks, stop, marks.opening(ids) if marks else None)
@@ -330,9 +318,10 @@ class Gemma:
             eos=self.eos,
             shaper=self._ban,
             rule=rule,
-            ask=ask,
+            ask=None if asked == Ask() else asked,
         )
-        return Request(ids=ids, images=images, recipe=recipe, spoken=spoken, started=started)
+        request = Request(ids=tuple(ids), images=tuple(images), recipe=recipe)
+        return Hearing(request=request, chat=self.chat, spoken=spoken, started=started)
 
     def _canvas_length(self, config: SamplerConfig) -> int:
         length = config.canvas_length or self.model.config.canvas_length
@@ -342,16 +331,6 @@ class Gemma:
                 f"{self.model.config.max_position_embeddings}"
             )
         return length
-
-    def _draft(self, request: Request, inputs: Inputs) -> Iterator[DraftStep | Commit]:
-        context = self.model.context()
-        encode(self.model, inputs, context)
-        yield from draft(self.model, context, request)
-
-    def _tell(self, request: Request, inputs: Inputs, *, watched: bool) -> Iterator[Event]:
-        context = self.model.context()
-        encode(self.model, inputs, context)
-        yield from tell(self._quick, context, request, self.chat, watched=watched)
 
 
 def _several(images: Any) -> Sequence[Any]:

@@ -6,25 +6,9 @@ Events and replies themselves know no tensor, so that a trace can be read withou
 from collections.abc import Sequence
 
 from diffusiongemma.dialog.reply import Said
-from diffusiongemma.diffusion.loop import Commit, DraftStep
-from diffusiongemma.engine.events import Committed, Refined
+from diffusiongemma.diffusion.commit import Commit
+from diffusiongemma.engine.events import Committed
 from diffusiongemma.engine.reply import Stats, repeats
-
-
-def refined(seen: DraftStep) -> Refined:
-    """The event of a step."""
-    step = seen.step
-    return Refined(
-        canvas=seen.canvas,
-        step=seen.number,
-        best=tuple(step.best_BL[0].tolist()),
-        entropy=tuple(step.entropy_BL[0].tolist()),
-        accepted=tuple(step.accepted_BL[0].tolist()),
-        revised=tuple(step.revised_BL[0].tolist()),
-        temperature=seen.temperature,
-        before=tuple(seen.before_BL[0].tolist()),
-        after=tuple(step.canvas_BL[0].tolist()),
-    )
 
 
 def committed(commit: Commit, said: Said) -> Committed:

@@ -7,10 +7,12 @@ the refinement, and the look at whether to stop.
 import torch
 from torch import Tensor
 
+from diffusiongemma.diffusion.commit import Commit
 from diffusiongemma.diffusion.config import SamplerConfig
-from diffusiongemma.diffusion.loop import Commit, Draft, Recipe
-from diffusiongemma.engine.many import answer_many
-from diffusiongemma.engine.quick import Quick
+from diffusiongemma.diffusion.drafts import Drafts
+from diffusiongemma.diffusion.loop import Recipe
+from diffusiongemma.diffusion.step import take
+from diffusiongemma.engine.engine import Engine, Request
 from diffusiongemma.model.model import DiffusionGemma
 
 
@@ -29,22 +31,21 @@ class Ours:
         rows, width = ids_BT.shape[0], self.model.config.canvas_length
         self.context = self.model.context(rows=rows)
         self.model.encode(self.model.embed(ids_BT), self.context)
-        self.drafts = [Draft(self.recipe, row, width, self.model.device) for row in range(rows)]
+        shape = (rows, width, self.model.config.hidden_size)
+        expected_BLD = torch.zeros(shape, dtype=self.model.dtype, device=self.model.device)
+        self.drafts = Drafts(self.model.config.vocab_size, expected_BLD)
+        self.drafts.open([self.recipe.config] * rows, range(rows))
 
     @torch.no_grad()
     def step(self) -> None:
-        """One denoising step of every row."""
-        drafts, first = self.drafts, self.drafts[0]
-        soft = [draft.soft_BLD for draft in drafts if draft.soft_BLD is not None]
-        canvas_BL = torch.cat([draft.canvas_BL for draft in drafts])
-        hidden_BLD = self.model.denoise(canvas_BL, torch.cat(soft) if soft else None, self.context)
-        heat_B = torch.full((len(drafts),), first.temperature)
-        uniform_BL = torch.cat([draft.uniform_BL for draft in drafts])
-        readout = self.model.readout(hidden_BLD, heat_B, uniform_BL)
-        for row, draft in enumerate(drafts):
-            last = draft.take(hidden_BLD[row : row + 1], readout.row(row)).last
-            if last:  # on to other noise, as the noise of the last places is remembered
-                draft.number, draft.canvas = 1, draft.canvas + len(drafts)
+        """One denoising step of every row; on to the next canvas's noise after the last."""
+        drafts = self.drafts
+        expected_BLD = drafts.expected_BLD if int(drafts.step_B.max()) else None
+        hidden_BLD = self.model.denoise(drafts.canvas_BL, expected_BLD, self.context)
+        take(self.model, hidden_BLD, drafts)
+        done_B = (drafts.flags_B > 0) | (drafts.step_B == drafts.most_B)
+        if any(done_B.tolist()):
+            drafts.begin(done_B)
 
     @torch.no_grad()
     def generate(self, ids_BT: Tensor, steps: int, canvases: int) -> int:
@@ -54,12 +55,9 @@ class Ours:
             denoising steps of a canvas, as they were counted.
         """
         recipe, model = self._recipe(steps, canvases), self.model
-        prompts = [model.embed(row[None]) for row in ids_BT]
-        taken = [
-            item.steps
-            for _, item in answer_many(Quick(model), prompts, [recipe] * len(prompts), 1024)
-            if isinstance(item, Commit)
-        ]
+        requests = [Request(ids=tuple(ids), images=(), recipe=recipe) for ids in ids_BT.tolist()]
+        items = Engine(model).answer(requests)
+        taken = [item.steps for _, item in items if isinstance(item, Commit)]
         return sum(taken) // len(taken)
 
     def _recipe(self, steps: int, canvases: int) -> Recipe:

@@ -7,10 +7,10 @@ import torch
 
 from diffusiongemma.cli.whole.clock import Clock
 from diffusiongemma.cli.whole.parts import recipe
-from diffusiongemma.diffusion.loop import Commit
+from diffusiongemma.diffusion.commit import Commit
 from diffusiongemma.engine.events import Refined
 from diffusiongemma.engine.quick import Quick
-from diffusiongemma.engine.request import encode
+from diffusiongemma.engine.runner import read
 from diffusiongemma.model.model import DiffusionGemma
 
 
@@ -67,7 +67,7 @@ def _answer(
     def all_of_it() -> None:
         held = model.context(rows)
         for row in range(rows):
-            encode(model, model.embed(ids_BT[row : row + 1].to(model.device)), held.pick([row]))
+            read(model, held.pick([row]), ids_BT[row].tolist())
         clock.wait()
         seen["prefill_seconds"] = since()
         for _, item in quick.answer(held, [one] * rows, watched=watched):

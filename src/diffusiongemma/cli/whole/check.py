@@ -55,7 +55,9 @@ def _walk(steps: Steps, plain: bool) -> list[tuple[torch.Tensor, ...]]:
             steps.advance([0, 1])
         else:
             steps.step()
-        seen.append((steps.best_BL.clone(), steps.canvas_BL.clone(), steps.entropy_BL.clone()))
+        drafts = steps.drafts
+        shown = (drafts.best_BL, drafts.canvas_BL, drafts.entropy_BL)
+        seen.append(tuple(one.clone() for one in shown))
     return seen
 
 

@@ -13,11 +13,9 @@ from diffusiongemma.cli.whole.clock import Clock
 from diffusiongemma.cli.whole.network import Watch
 from diffusiongemma.diffusion.config import SamplerConfig
 from diffusiongemma.diffusion.loop import Recipe
-from diffusiongemma.diffusion.noise import Purpose, uniforms
 from diffusiongemma.diffusion.step import refine
-from diffusiongemma.diffusion.stop import Progress
 from diffusiongemma.engine.graphs import Steps
-from diffusiongemma.engine.request import encode
+from diffusiongemma.engine.runner import read
 from diffusiongemma.kernels.readout import softcapped
 from diffusiongemma.model import slots as slotted
 from diffusiongemma.model.block import Block
@@ -47,9 +45,9 @@ def opened(model: DiffusionGemma, rows: int, context: int, room: int, steps: int
     ids_BT = torch.randint(0, config.vocab_size, (rows, context), generator=dice)
     held = model.context(rows, context + room)
     for row in range(rows):  # one by one: the reading of a prompt needs memory of its own
-        encode(model, model.embed(ids_BT[row : row + 1].to(model.device)), held.pick([row]))
+        read(model, held.pick([row]), ids_BT[row].tolist())
     one = recipe(config, steps, room)
-    ready = Steps(model, held, [one] * rows, config.canvas_length)
+    ready = Steps(model, held, None, config.canvas_length)
     ready.begin([one] * rows)
     return ready
 
@@ -59,7 +57,7 @@ def measured(model: DiffusionGemma, steps: Steps, clock: Clock) -> dict[str, Any
     """Seconds of each part and of the whole step, and experts hit."""
     steps.step()
     with Watch(model) as watch:  # the plain trunk: its routers can be watched
-        model.denoise(steps.canvas_BL, None, steps.slots.context)
+        model.denoise(steps.drafts.canvas_BL, None, steps.slots.context)
     found: dict[str, Any] = {"experts_hit": watch.distinct()}
     seconds = {name: clock.seconds(work) for name, work in _works(model, steps, watch).items()}
     whole = clock.seconds(lambda: _again(steps))
@@ -74,8 +72,8 @@ def measured(model: DiffusionGemma, steps: Steps, clock: Clock) -> dict[str, Any
     }
     parts["norms, rotations, gaps"] = max(0.0, whole - sum(parts.values()))
     found["part_seconds"], found["step_seconds"] = parts, whole
-    steps.number_B.zero_()
-    turns = min(8, steps.recipe.config.max_denoising_steps)
+    steps.drafts.step_B.zero_()
+    turns = min(8, int(steps.drafts.most_B[0]))
     found["step_and_look_seconds"] = (
         clock.once(lambda: [steps.step() for _ in range(turns)]) / turns
     )
@@ -84,19 +82,19 @@ def measured(model: DiffusionGemma, steps: Steps, clock: Clock) -> dict[str, Any
 
 def _again(steps: Steps) -> None:
     """The first step, however often it was made: temperatures end with a canvas's last step."""
-    steps.number_B.zero_()
+    steps.drafts.step_B.zero_()
     steps._refine()
 
 
 def _works(model: DiffusionGemma, steps: Steps, watch: Watch) -> dict[str, Callable[[], Any]]:
     config, device = model.config, model.device
-    tokens = steps.canvas_BL.numel()
+    drafts = steps.drafts
+    tokens = drafts.canvas_BL.numel()
     dice = torch.Generator(device=device).manual_seed(2)
     x_SD = torch.randn(tokens, config.hidden_size, generator=dice, device=device).to(model.dtype)
-    hidden_BLD = x_SD.view(*steps.canvas_BL.shape, -1)
+    hidden_BLD = x_SD.view(*drafts.canvas_BL.shape, -1)
     heat_B = torch.full((len(hidden_BLD),), 0.6, device=device)
-    place = (steps.seeds, steps.index_B, steps.number_B, steps.width)
-    uniform_BL = uniforms(*place, Purpose.DRAW)
+    uniform_BL = drafts.draws()[0]
     readout = model.readout(hidden_BLD, heat_B, uniform_BL)
     table_VD, cap = model.embedding.weight, config.final_logit_softcapping
     soft = torch.softmax(softcapped(x_SD, table_VD, cap), -1).to(model.dtype)
@@ -110,7 +108,7 @@ def _works(model: DiffusionGemma, steps: Steps, watch: Watch) -> dict[str, Calla
         "soft": lambda: soft @ table_VD,
         "readout": lambda: model.readout(hidden_BLD, heat_B, uniform_BL),
         "condition": lambda: model.self_conditioning(x_SD, x_SD),
-        "acceptance": lambda: _acceptance(steps, readout),
+        "acceptance": lambda: refine(drafts, readout, drafts.draws()[1]),
     }
 
 
@@ -143,11 +141,3 @@ def _attention(model: DiffusionGemma, steps: Steps, x_SD: Tensor) -> None:
         q_SNH = wide[:, : heads * layer.head_dim].contiguous().unflatten(-1, (heads, -1))
         k_SKH = wide[:, : keys * layer.head_dim].unflatten(-1, (keys, -1))
         through.attend(number, q_SNH, k_SKH, k_SKH)
-
-
-def _acceptance(steps: Steps, readout: Any) -> None:
-    place = (steps.seeds, steps.index_B, steps.number_B, steps.width)
-    uniforms(*place, Purpose.DRAW)
-    noise_BL = (uniforms(*place, Purpose.NOISE) * steps.recipe.vocabulary).long()
-    progress = Progress(steps.best_BL, steps.repeats_B)
-    refine(readout, noise_BL, steps.recipe.config, progress)

@@ -310,9 +310,10 @@ def _refine(data: Data) -> dict[str, Any]:
     assert torch.equal(noise_BL, noise), "noise differs"
     entropy_BL = uniform_BL.float() ** 4
     same, repeats_B = noise_BL.clone(), torch.zeros(2, dtype=torch.int64, device=device)
+    bound_B, sure_B = torch.tensor([[0.1, 0.2], [0.5, 0.5]], device=device)
     canvas, accepted, repeats, done = refine.refine(
-        same, same, entropy_BL, noise_BL, same, repeats_B, 0.1, 1, 0.5
+        same, same, entropy_BL, noise_BL, same, repeats_B, bound_B, repeats_B + 1, sure_B
     )
-    assert torch.equal(accepted, within_bound(entropy_BL, 0.1)), "acceptance differs"
+    assert torch.equal(accepted, within_bound(entropy_BL, bound_B[:, None])), "acceptance differs"
     assert torch.equal(canvas, same) and repeats.tolist() == [1, 1] and bool(done.all())
     return {"equal": True}

@@ -61,9 +61,9 @@ def refine(
     noise_BL: Int[Tensor, "B L"],
     previous_best_BL: Int[Tensor, "B L"],
     repeats_B: Int[Tensor, " B"],
-    bound: float,
-    stability: int,
-    confidence: float,
+    bound_B: Float[Tensor, " B"],
+    stable_B: Int[Tensor, " B"],
+    sure_B: Float[Tensor, " B"],
 ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"], Int[Tensor, " B"], Bool[Tensor, " B"]]:
     """Accept, re-noise the rest, decide whether to stop. All tensors are contiguous.
 
@@ -74,9 +74,9 @@ def refine(
         noise_BL: random tokens for every position; used where nothing is accepted.
         previous_best_BL: the most likely tokens of the step before, -1 before the first.
         repeats_B: for how many steps they have been the same.
-        bound: nats that the accepted positions before a position may hold together.
-        stability: for how many steps the most likely canvas must have repeated.
-        confidence: mean entropy below which the network is sure.
+        bound_B: nats that the accepted positions before a position may hold together, float32.
+        stable_B: for how many steps the most likely canvas must have repeated, int64.
+        sure_B: mean entropy below which the network is sure, float32.
 
     Returns:
         the next canvas; where the sample was kept; `repeats_B` of this step; stable and sure.
@@ -89,7 +89,7 @@ def refine(
     if rows:
         _refine[(rows,)](
             token_BL, best_BL, entropy_BL, noise_BL, previous_best_BL, repeats_B,
-            canvas_BL, accepted_BL, after_B, done_B, width, bound, stability, confidence,
+            canvas_BL, accepted_BL, after_B, done_B, bound_B, stable_B, sure_B, width,
             WIDTH=max(BESIDE, triton.next_power_of_2(width)), BESIDE=BESIDE, num_warps=WARPS,
         )  # fmt: skip
     return canvas_BL, accepted_BL.view(torch.bool), after_B, done_B.view(torch.bool)
@@ -154,7 +154,7 @@ def _up_to(entropy, entropies, width, WIDTH: tl.constexpr, BESIDE: tl.constexpr)
 @jit
 def _refine(
     tokens, bests, entropies, noises, previous, repeats, canvases, accepted, after, done,
-    width, bound, stability, confidence, WIDTH: tl.constexpr, BESIDE: tl.constexpr,
+    bounds, stables, sures, width, WIDTH: tl.constexpr, BESIDE: tl.constexpr,
 ):  # fmt: skip
     """One row."""
     row, position = tl.program_id(0), tl.arange(0, WIDTH)
@@ -163,7 +163,7 @@ def _refine(
     entropy = tl.load(entropies + at, mask=within, other=float("inf"))
     together = _up_to(entropy, entropies + start, width, WIDTH, BESIDE)
     # As the reference: the running sum is float32 before the position's own is taken off.
-    inside = (together.to(tl.float32) - entropy <= bound) & within
+    inside = (together.to(tl.float32) - entropy <= tl.load(bounds + row)) & within
     token = tl.load(tokens + at, mask=within, other=0)
     noise = tl.load(noises + at, mask=within, other=0)
     tl.store(canvases + at, tl.where(inside, token, noise), mask=within)
@@ -174,5 +174,5 @@ def _refine(
     again = tl.where(tl.sum(changed.to(tl.int32), 0) == 0, tl.load(repeats + row) + 1, 0)
     tl.store(after + row, again)
     held = tl.sum(tl.where(within, entropy, 0.0).to(tl.float64), 0)
-    sure = (held / width).to(tl.float32) < confidence
-    tl.store(done + row, ((again >= stability) & sure).to(tl.uint8))
+    sure = (held / width).to(tl.float32) < tl.load(sures + row)
+    tl.store(done + row, ((again >= tl.load(stables + row)) & sure).to(tl.uint8))
