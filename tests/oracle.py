@@ -94,7 +94,7 @@ def answer(
     sampler: Any,
     images: Sequence[Patches] = (),
     eos: Sequence[int] = (),
-    shaper: Any = None,
+    bias_V: torch.Tensor | None = None,
     rule: Callable[[Any], torch.Tensor] | None = None,
 ) -> Answer:
     """Read a prompt, then refine canvas after canvas.
@@ -106,7 +106,7 @@ def answer(
         sampler: what `SamplerConfig` holds.
         images: of the prompt.
         eos: tokens that end an answer.
-        shaper: changes logits before they become probabilities.
+        bias_V: added to logits before they become probabilities.
         rule: which positions keep their sample, if not the entropy bound.
     """
     config, context = model.config, model.context()
@@ -116,7 +116,7 @@ def answer(
     wide = sampler.canvas_length or config.canvas_length
     while True:
         width = min(wide, config.max_position_embeddings - length)
-        asked = (model, context, seed, len(canvases), width, sampler, shaper, rule)
+        asked = (model, context, seed, len(canvases), width, sampler, bias_V, rule)
         canvas = _canvas(*asked)
         canvases.append(canvas)
         reason = _end(canvas, eos, sampler.max_new_tokens, made)
@@ -130,7 +130,7 @@ def answer(
 
 def _canvas(
     model: DiffusionGemma, context: Any, seed: int, number: int, width: int, sampler: Any,
-    shaper: Any, rule: Any,
+    bias_V: torch.Tensor | None, rule: Any,
 ) -> Canvas:  # fmt: skip
     """From noise to the last step."""
 
@@ -148,7 +148,7 @@ def _canvas(
         draws = [uniform(seed, number, step, place, DRAW) for place in range(width)]
         hidden = model.denoise(torch.tensor([tokens]), expected, context)
         read = model.readout(
-            hidden, torch.tensor([heat]), torch.tensor([draws], dtype=torch.float64), shaper
+            hidden, torch.tensor([heat]), torch.tensor([draws], dtype=torch.float64), bias_V
         )
         entropies = read.entropy_BL[0].tolist()
         keeps = accepted(entropies, sampler.entropy_bound)

@@ -25,20 +25,14 @@ FLAT = """{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<|turn>
 {% else %}{{ m.content }}{% endif %}{% endfor %}"""
 
 
-class Letters:
-    """A shaper that has the network write letters, which are read as they were written."""
-
-    def __call__(self, logits_LV: torch.Tensor) -> torch.Tensor:
-        first = FIRST_BYTE + ord("a")
-        kept = torch.full_like(logits_LV, -1e4)
-        kept[:, first : first + 26] = logits_LV[:, first : first + 26]
-        return kept
-
-
 def opened(folder: Path) -> dg.Gemma:
-    """Its answers are letters without an end mark, so that their lengths are known."""
-    gemma = dg.load(folder)
-    gemma.eos, gemma._ban = frozenset(), Letters()  # pyright: ignore[reportAttributeAccessIssue]
+    """Its answers are letters, which are read as they were written, without an end mark, so that
+    their lengths are known.
+    """
+    gemma, first = dg.load(folder), FIRST_BYTE + ord("a")
+    bias_V = torch.full((gemma.model.config.vocab_size,), -1e4)
+    bias_V[first : first + 26] = 0.0
+    gemma.eos, gemma._bias_V = frozenset(), bias_V
     return gemma
 
 

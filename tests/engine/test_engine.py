@@ -61,7 +61,7 @@ def _asked(gemma: dg.Gemma, one: dict) -> Request:
 def _wanted(gemma: dg.Gemma, one: dict) -> oracle.Answer:
     return oracle.answer(
         gemma.model, one["ids"], seed=one["seed"], rule=one["rule"], eos=sorted(gemma.eos),
-        sampler=gemma.sampler.with_options(**one["options"]), shaper=gemma._ban,
+        sampler=gemma.sampler.with_options(**one["options"]), bias_V=gemma._bias_V,
     )  # fmt: skip
 
 

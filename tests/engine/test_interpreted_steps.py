@@ -13,7 +13,6 @@ import torch
 from diffusiongemma.cli.whole import network, parts
 from diffusiongemma.diffusion import noise as noise_room
 from diffusiongemma.diffusion import step as step_room
-from diffusiongemma.engine.gemma import Ban
 from diffusiongemma.engine.graphs import Steps
 from diffusiongemma.kernels import quantised_experts, readout, slots
 from diffusiongemma.model import slots as model_slots
@@ -47,8 +46,7 @@ def _steps(fp8: bool) -> Steps:
 
         quantise(model)
     steps = parts.opened(model, 2, 70, 3 * TOY.canvas_length, 6)
-    ban = Ban(range(200), torch.device("cpu"))
-    steps.shaper = ban
+    steps.bias_V = readout.banning(range(200), TOY.vocab_size, torch.device("cpu"))
     return steps
 
 

@@ -50,7 +50,7 @@ def requests(draw) -> tuple[list[list[int]], list[int], dict]:
 def _told(gemma: dg.Gemma, ids: list[int], seed: int, options: dict, **more) -> oracle.Answer:
     sampler = gemma.sampler.with_options(**options)
     return oracle.answer(
-        gemma.model, ids, seed=seed, sampler=sampler, eos=sorted(gemma.eos), shaper=gemma._ban,
+        gemma.model, ids, seed=seed, sampler=sampler, eos=sorted(gemma.eos), bias_V=gemma._bias_V,
         **more,
     )  # fmt: skip
 

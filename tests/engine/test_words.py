@@ -1,12 +1,13 @@
 """Words behind the door: answers are dictated, so that thoughts, calls and stops can be met.
 
-The network runs as always; a shaper on its logits makes the wanted token certain at each place.
+The network runs as always; what is read of its vocabulary is replaced by the wanted tokens.
 """
 
 import contextlib
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,34 +16,38 @@ from PIL import Image
 import diffusiongemma as dg
 from diffusiongemma.core.errors import CheckpointError, InputError, OptionError
 from diffusiongemma.engine.gemma import Gemma
+from diffusiongemma.kernels.readout import Readout
 
 CANVAS = 16
 NAMES = ("config.json", "generation_config.json")
 
 
 class Dictation:
-    """A shaper that makes the network write a given text, canvas by canvas."""
+    """A readout that is sure of a given text, canvas by canvas."""
 
-    def __init__(self, ids: list[int], eos: int) -> None:
+    def __init__(self, gemma: Gemma, ids: list[int], eos: int) -> None:
+        self.read = gemma.model.readout
         self.ids = ids + [eos] * (2 * CANVAS)
         self.canvas = 0
 
-    def __call__(self, logits_LV: torch.Tensor) -> torch.Tensor:
+    def __call__(self, *given) -> Readout:
+        said = self.read(*given)
         wanted = torch.tensor(self.ids[self.canvas * CANVAS : (self.canvas + 1) * CANVAS])
-        return logits_LV.scatter_add(1, wanted[:, None], torch.full((CANVAS, 1), 1e4))
+        wanted_BL = wanted.expand_as(said.best_BL)
+        sure_BL = torch.zeros_like(said.entropy_BL)
+        return replace(said, token_BL=wanted_BL, best_BL=wanted_BL, entropy_BL=sure_BL)
 
 
 @contextlib.contextmanager
 def dictating(gemma: Gemma, text: str) -> Iterator[Dictation]:
     """Have the network write `text`."""
     assert gemma.chat is not None
-    usual, eos = gemma._ban, gemma.chat.tokenizer.id("<turn|>")
+    eos = gemma.chat.tokenizer.id("<turn|>")
     assert eos is not None
-    gemma._ban = dictation = Dictation(gemma.chat.tokenizer.encode(text), eos)  # type: ignore
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        dictation = Dictation(gemma, gemma.chat.tokenizer.encode(text), eos)
+        patch.setattr(gemma.model, "readout", dictation)
         yield dictation
-    finally:
-        gemma._ban = usual
 
 
 def dictated(gemma: Gemma, text: str, prompt="hello", **options) -> tuple[dg.Reply, list]:

@@ -10,7 +10,7 @@ from diffusiongemma.kernels.experts import experts
 from diffusiongemma.kernels.gated import gated
 from diffusiongemma.kernels.linear import linear
 from diffusiongemma.kernels.norm_rope import frequencies, norm_rope, rms_norm, rotation
-from diffusiongemma.kernels.readout import BANNED, Ask, draw, readout
+from diffusiongemma.kernels.readout import Ask, banning, draw, readout, second_look
 
 CPU = torch.device("cpu")
 
@@ -130,10 +130,9 @@ def test_readout_is_the_direct_form() -> None:
     heat, scale = torch.tensor([0.8, 0.5]), torch.tensor(4.0)
     uniform = torch.rand(2, 7, generator=dice(2), dtype=torch.float64)
     ids, members = torch.randint(0, 3000, (2, 7), generator=dice(3)), torch.arange(3000) % 7 == 0
-    said = readout(
-        hidden, table, cap=5.0, scale=scale, temperature_B=heat, uniform_BL=uniform,
-        ask=Ask(top=3, ids_BL=ids, members_V=members),
-    )  # fmt: skip
+    options = {"cap": 5.0, "temperature_B": heat}
+    said = readout(hidden, table, scale=scale, uniform_BL=uniform, **options)
+    asked = second_look(hidden, table, Ask(top=3, ids_BL=ids, members_V=members), **options)
     logits = (hidden.double() @ table.double().T / 5).tanh() * 5 / heat[:, None, None].double()
     p = logits.softmax(-1)
     assert torch.equal(said.best_BL, logits.argmax(-1))
@@ -142,13 +141,14 @@ def test_readout_is_the_direct_form() -> None:
     )
     torch.testing.assert_close(said.soft_BLD.double(), p @ table.double() * 4, rtol=1e-3, atol=1e-4)
     top = p.topk(3)
-    assert torch.equal(said.top_BLG, top.indices)
+    assert torch.equal(asked["top_BLG"], top.indices)
     torch.testing.assert_close(
-        said.top_logprob_BLG.double().exp(), top.values, rtol=1e-4, atol=1e-6
+        asked["top_logprob_BLG"].double().exp(), top.values, rtol=1e-4, atol=1e-6
     )
     picked = p.gather(-1, ids[..., None])[..., 0]
-    torch.testing.assert_close(said.logprob_BL.double(), picked.log(), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(said.mass_BL.double(), p[..., members].sum(-1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(asked["logprob_BL"].double(), picked.log(), rtol=1e-4, atol=1e-4)
+    mass = p[..., members].sum(-1)
+    torch.testing.assert_close(asked["mass_BL"].double(), mass, rtol=1e-4, atol=1e-6)
 
 
 def test_a_banned_token_has_no_say_and_makes_no_nan() -> None:
@@ -161,7 +161,7 @@ def test_a_banned_token_has_no_say_and_makes_no_nan() -> None:
         hidden,
         table,
         uniform_BL=uniform,
-        shaper=lambda x: x.index_fill(-1, ban[None], BANNED),
+        bias_V=banning([int(ban)], 20, CPU),
         **options,
     )
     assert (shaped.best_BL != ban).all() and (shaped.token_BL != ban).all()

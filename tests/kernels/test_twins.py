@@ -8,7 +8,8 @@ from diffusiongemma.kernels import gated as activation
 from diffusiongemma.kernels import norm_rope
 from diffusiongemma.kernels.attention import attend, attend_alike
 from diffusiongemma.kernels.linear import linear, linears
-from diffusiongemma.kernels.readout import BANNED, Ask, readout
+from diffusiongemma.kernels.native import build
+from diffusiongemma.kernels.readout import banning, readout
 
 pytestmark = pytest.mark.usefixtures("either")
 FORMATS = [torch.float32, torch.bfloat16]
@@ -112,20 +113,19 @@ def test_the_readout_s_twin(vocabulary: int, dtype: torch.dtype, banned: bool) -
         "scale": torch.tensor(4.0).to(dtype),
         "temperature_B": torch.tensor([0.8, 0.5, 0.61]),
         "uniform_BL": torch.rand(3, 37, generator=dice(3), dtype=torch.float64),
-        "ask": Ask(top=3, ids_BL=ids, members_V=torch.arange(vocabulary) % 7 == 0),
-        "shaper": (lambda x: x.index_fill(-1, ids[0], BANNED)) if banned else None,
+        "bias_V": banning({*ids[0].tolist()}, vocabulary, hidden.device) if banned else None,
     }
-    plain = readout(hidden, table, **options)
+    # Compiled code does not round the product to the weights' format before the softcap.
+    exact = build.library() is not None
+    given = (hidden.float(), table.float()) if exact else (hidden, table)
+    plain = readout(*given, **options)
     with torch.no_grad():
         twin = readout(hidden, table, **options)
     assert torch.equal(twin.best_BL, plain.best_BL)
     # A draw may fall to the other side of a border that lies within rounding.
     assert (twin.token_BL == plain.token_BL).float().mean() > 0.98
-    for name in ("entropy_BL", "mass_BL", "top_logprob_BLG"):
-        torch.testing.assert_close(getattr(twin, name), getattr(plain, name), rtol=1e-4, atol=1e-5)
-    if not banned:  # of a banned token only its smallness is meant
-        torch.testing.assert_close(twin.logprob_BL, plain.logprob_BL, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(twin.soft_BLD, plain.soft_BLD, **close(dtype))
+    torch.testing.assert_close(twin.entropy_BL, plain.entropy_BL, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(twin.soft_BLD, plain.soft_BLD.to(dtype), **close(dtype))
 
 
 @pytest.mark.parametrize("tokens", [3, 700])

@@ -15,7 +15,7 @@ from diffusiongemma.core.brief import Brief
 from diffusiongemma.core.errors import InputError
 from diffusiongemma.diffusion.accept import AcceptRule
 from diffusiongemma.diffusion.config import SamplerConfig
-from diffusiongemma.kernels.readout import Ask, Readout, Shaper
+from diffusiongemma.kernels.readout import Ask, Readout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class Recipe:
         canvas_length: L where the context has room for it.
         longest: tokens that a context can hold.
         eos: ids that end an answer.
-        shaper: bans and biases on the logits.
+        bias_V: added to the logits: bans and biases.
         rule: which positions to accept, if not the entropy bound.
         ask: what readouts report beside the usual.
     """
@@ -40,7 +40,7 @@ class Recipe:
     canvas_length: int
     longest: int
     eos: frozenset[int] = frozenset()
-    shaper: Shaper | None = None
+    bias_V: Float[Tensor, " V"] | None = None
     rule: AcceptRule | None = None
     ask: Ask | None = None
 

@@ -15,7 +15,7 @@ from diffusiongemma.core.errors import OptionError
 from diffusiongemma.diffusion.accept import AcceptRule, shown, within_bound
 from diffusiongemma.diffusion.drafts import BROKEN, DONE, Drafts
 from diffusiongemma.kernels.fast import triton
-from diffusiongemma.kernels.readout import Ask, Readout, Shaper
+from diffusiongemma.kernels.readout import Ask, Readout
 
 _WIDEST = 1024  # positions of a canvas that the kernel holds at once
 
@@ -42,7 +42,7 @@ class Reads(Protocol):
         hidden_BLD: Tensor,
         temperature_B: Tensor,
         uniform_BL: Tensor,
-        shaper: Shaper | None = None,
+        bias_V: Float[Tensor, " V"] | None = None,
         ask: Ask | None = None,
     ) -> Readout:
         """Read the vocabulary."""
@@ -54,7 +54,7 @@ def take(
     hidden_BLD: Float[Tensor, "B L D"],
     drafts: Drafts,
     *,
-    shaper: Shaper | None = None,
+    bias_V: Float[Tensor, " V"] | None = None,
     rule: AcceptRule | None = None,
     ask: Ask | None = None,
 ) -> Readout:
@@ -64,7 +64,7 @@ def take(
         network: reads the vocabulary.
         hidden_BLD: its hidden states of `drafts.canvas_BL`.
         drafts: changed in place.
-        shaper: bans and biases on the logits.
+        bias_V: added to the logits: bans and biases.
         rule: which positions to accept, if not each row's entropy bound.
         ask: what to report beside the usual.
 
@@ -74,7 +74,7 @@ def take(
     drafts.step_B += 1
     try:
         uniform_BL, noise_BL = drafts.draws()
-        readout = network.readout(hidden_BLD, drafts.temperature_B(), uniform_BL, shaper, ask)
+        readout = network.readout(hidden_BLD, drafts.temperature_B(), uniform_BL, bias_V, ask)
         refine(drafts, readout, noise_BL, rule)
     except RuleError:
         drafts.step_B -= 1

@@ -14,7 +14,6 @@ from typing import Any, SupportsIndex, Unpack
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from diffusiongemma.checkpoint.folder import Kept, keep
 from diffusiongemma.core.device import Device
@@ -37,7 +36,7 @@ from diffusiongemma.engine.prompt import Asked, Ids, Messages, Text, read
 from diffusiongemma.engine.reply import Reply
 from diffusiongemma.engine.request import Hearing
 from diffusiongemma.engine.saving import Copy
-from diffusiongemma.kernels.readout import BANNED, Ask
+from diffusiongemma.kernels.readout import Ask, banning
 from diffusiongemma.model.count import parameters
 from diffusiongemma.model.model import DiffusionGemma
 
@@ -48,29 +47,6 @@ _KNOWN = {
     "seed",
     "stop",
 }
-
-
-class Ban:
-    """A shaper: these tokens are never predicted. Noise may still hold them, as in training."""
-
-    pointwise = True  # see `kernels.readout.Shaper`
-
-    def __init__(self, ids: Sequence[int], device: torch.device) -> None:
-        self.ids = torch.tensor(sorted(ids), dtype=torch.int64, device=device)
-        self._bias_V: Tensor | None = None
-
-    def bias_V(self, vocabulary: int) -> Tensor | None:
-        """The same as something to add to the logits, made once; None bans nothing."""
-        if len(self.ids) == 0:
-            return None
-        if self._bias_V is None or len(self._bias_V) != vocabulary:
-            zeros = torch.zeros(vocabulary, device=self.ids.device)
-            self._bias_V = zeros.index_fill_(0, self.ids, BANNED)
-        return self._bias_V
-
-    def __call__(self, logits_LV: Tensor) -> Tensor:
-        """Give the banned tokens no probability."""
-        return logits_LV.index_fill(-1, self.ids, BANNED)
 
 
 class Gemma:
@@ -101,7 +77,7 @@ class Gemma:
         self._engine = Engine(model)
         self._kept = kept or Kept(files=keep(folder))
         self.eos, self.device, self.folder = eos, device, folder
-        self._ban = Ban(banned, device.device)
+        self._bias_V = banning(banned, model.config.vocab_size, device.device)
 
     def __repr__(self) -> str:
         count = parameters(self.model.config)
@@ -316,7 +292,7 @@ class Gemma:
             canvas_length=self._canvas_length(config),
             longest=self.model.config.max_position_embeddings,
             eos=self.eos,
-            shaper=self._ban,
+            bias_V=self._bias_V,
             rule=rule,
             ask=None if asked == Ask() else asked,
         )

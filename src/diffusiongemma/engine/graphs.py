@@ -16,7 +16,6 @@ from diffusiongemma.diffusion.drafts import Drafts
 from diffusiongemma.diffusion.loop import Recipe
 from diffusiongemma.diffusion.step import take
 from diffusiongemma.kernels.fast import attempt, no_triton
-from diffusiongemma.kernels.readout import Shaper
 from diffusiongemma.model import slots as slotted
 from diffusiongemma.model.context import Context
 from diffusiongemma.model.model import DiffusionGemma
@@ -36,20 +35,20 @@ class Steps:
     """
 
     def __init__(
-        self, model: DiffusionGemma, context: Context, shaper: Shaper | None, width: int
+        self, model: DiffusionGemma, context: Context, bias_V: Tensor | None, width: int
     ) -> None:
         """Prepare memory; `begin` comes next.
 
         Args:
             model: the network.
             context: of fixed capacity; it may still be empty.
-            shaper: bans and biases on the logits of all rows.
+            bias_V: added to the logits: bans and biases of all rows.
             width: L.
 
         Raises:
             ContextError: the context has no fixed memory for such canvases.
         """
-        self.model, self.shaper, self.width = model, shaper, width
+        self.model, self.bias_V, self.width = model, bias_V, width
         self.slots = Slots(context, width)
         shape = (len(context.rows), width, model.config.hidden_size)
         expected_BLD = torch.zeros(shape, dtype=model.dtype, device=model.device)
@@ -71,13 +70,13 @@ class Steps:
         """Whether these can be answered without a new capture, in the memory there is.
 
         Args:
-            recipes: with canvases of one length and one shaper.
+            recipes: with canvases of one length and one bias.
             least: tokens that a row must have room for.
             most: tokens beyond which the memory had better be given back.
         """
         context, first = self.slots.context, recipes[0]
         fits = least <= context.rows[0].room <= most and len(recipes) == len(context.rows)
-        return fits and first.canvas_length == self.width and first.shaper is self.shaper
+        return fits and first.canvas_length == self.width and first.bias_V is self.bias_V
 
     def begin(self, recipes: Sequence[Recipe], canvas: int = 0) -> None:
         """Start new canvases over what the context holds now.
@@ -166,4 +165,4 @@ class Steps:
         )  # fmt: skip
 
     def _take(self, hidden_BLD: Tensor) -> None:
-        take(self.model, hidden_BLD, self.drafts, shaper=self.shaper)
+        take(self.model, hidden_BLD, self.drafts, bias_V=self.bias_V)

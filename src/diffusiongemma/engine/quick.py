@@ -50,7 +50,7 @@ def takes(model: DiffusionGemma, recipes: Sequence[Recipe], lengths: Sequence[in
 
 def _kind(recipe: Recipe) -> tuple[int, int]:
     """What a capture depends on; options are data."""
-    return recipe.canvas_length, id(recipe.shaper)
+    return recipe.canvas_length, id(recipe.bias_V)
 
 
 def _limited(recipe: Recipe) -> int | None:
@@ -80,7 +80,7 @@ class Quick:
 
         Args:
             context: one encoded prompt a row.
-            recipes: one for each row, with canvases of one length and one shaper.
+            recipes: one for each row, with canvases of one length and one bias.
             watched: whether to tell of every step.
             ended: rows that whoever consumes this wants no more of.
 
@@ -106,7 +106,7 @@ class Quick:
         if steps is None or not steps.serves(recipes, wanted, _WASTE * wanted):
             del steps  # before memory for others is asked for
             context = self.model.context(len(recipes), wanted)
-            steps = Steps(self.model, context, recipes[0].shaper, recipes[0].canvas_length)
+            steps = Steps(self.model, context, recipes[0].bias_V, recipes[0].canvas_length)
         try:
             yield steps
         finally:
@@ -179,6 +179,6 @@ class _Answers:
             context = context.enlarged(min(recipe.longest, 2 * context.rows[0].room))
         with torch.no_grad():
             model.encode(model.embed(steps.drafts.best_BL.clone()), context)
-        self.steps = Steps(model, context, recipe.shaper, row.width)
+        self.steps = Steps(model, context, recipe.bias_V, row.width)
         self.steps.begin([recipe], row.canvas)
         return self.steps.step()

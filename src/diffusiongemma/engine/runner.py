@@ -159,7 +159,7 @@ class Runner:
         groups: defaultdict[tuple[int, ...], list[Row]] = defaultdict(list)
         for row in rows:
             recipe = self.seats[row.id].recipe
-            groups[row.width, *map(id, (recipe.shaper, recipe.ask, recipe.rule))].append(row)
+            groups[row.width, *map(id, (recipe.bias_V, recipe.ask, recipe.rule))].append(row)
         found: dict[int, Seen] = {}
         for group in groups.values():
             found |= self._group(group)
@@ -235,7 +235,7 @@ class Runner:
         # Where all are zeros, which they are before the first step, there is less to do without.
         expected_BLD = part.expected_BLD if any(row.step for row in rows) else None
         hidden_BLD = self.model.denoise(part.canvas_BL, expected_BLD, context)
-        policy = {"shaper": recipe.shaper, "rule": recipe.rule, "ask": recipe.ask}
+        policy = {"bias_V": recipe.bias_V, "rule": recipe.rule, "ask": recipe.ask}
         readout = take(self.model, hidden_BLD, part, **policy)
         self.drafts.put(slots, part)
         found = {}

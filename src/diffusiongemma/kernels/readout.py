@@ -1,20 +1,22 @@
 """From the last hidden states to everything the diffusion process wants to know of the vocabulary.
 
-Contract: with x = softcap(hidden @ E.T), shaped, divided by the row's temperature, in float32,
-and p = softmax(x):
+Contract: with x = (softcap(hidden @ E.T) + bias) / the row's temperature, in float32, and
+p = softmax(x):
 
     best    = argmax p                         token   = the first v whose cumulated p exceeds
     entropy = - sum p log p   (nats)                     uniform * sum p
-    soft    = round(p) @ E * scale             asked   = see `Ask`
+    soft    = round(p) @ E * scale
 
 No caller ever sees a tensor of vocabulary size, so that the fast twins may keep it in pieces or
 never make it. The reference is here, one row of the batch at a time, in plain torch; the CPU's twin
 is in `readout_cpu`.
+
+What is asked beside these four (`Ask`) is found by a second look at logits made anew, the same
+function for all twins: whoever asks more changes no bit of the usual.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,17 +27,11 @@ from diffusiongemma.kernels.draw import draw
 from diffusiongemma.kernels.fast import attempt, fast, triton
 from diffusiongemma.kernels.linear import linear
 from diffusiongemma.kernels.native import readout as native
-from diffusiongemma.kernels.readout_cpu import read_positions, softcapped_
-
-Shaper = Callable[[Tensor], Tensor]
-"""Changes the softcapped logits of one row, float32 (L, V), before the temperature: bans, biases,
-grammars. A ban is a large negative number (see `BANNED`), never minus infinity, whose product with
-probability zero is not a number. One that looks at each position by itself may say so with an
-attribute `pointwise` that is true; it is then shown any positions together. One that only adds the
-same to every position may have a method `bias_V(vocabulary)`, which gives what it adds, float32, or
-None for nothing; a GPU then does it on the way."""
+from diffusiongemma.kernels.readout_cpu import read_positions
 
 BANNED = -1.0e9
+"""The bias of a token that is never predicted. Not minus infinity, whose product with probability
+zero is not a number."""
 _TOGETHER = 1 << 18  # logits that are made and read together
 
 
@@ -92,6 +88,14 @@ def softcapped(
     return torch.tanh(linear(hidden_SD, embedding_VD).float() / cap) * cap
 
 
+def banning(ids: Iterable[int], vocabulary: int, device: torch.device) -> Tensor | None:
+    """The bias that forbids these tokens; None forbids none."""
+    places = torch.tensor(sorted(ids), dtype=torch.int64, device=device)
+    if len(places) == 0:
+        return None
+    return torch.zeros(vocabulary, device=device).index_fill_(0, places, BANNED)
+
+
 def expected_embedding(
     probability: Float[Tensor, "*axes V"], embedding_VD: Float[Tensor, "V D"], scale: Tensor
 ) -> Float[Tensor, "*axes D"]:
@@ -107,8 +111,7 @@ def readout(
     scale: Tensor,
     temperature_B: Float[Tensor, " B"],
     uniform_BL: Float[Tensor, "B L"],
-    shaper: Shaper | None = None,
-    ask: Ask | None = None,
+    bias_V: Float[Tensor, " V"] | None = None,
 ) -> Readout:
     """Read the vocabulary for every canvas position.
 
@@ -119,51 +122,102 @@ def readout(
         scale: sqrt(D) in the weights' dtype, for the expected embedding.
         temperature_B: one temperature a row, above 0.
         uniform_BL: one number in [0, 1) a position, float64, that decides the sampled token.
-        shaper: a change of the logits before the temperature.
-        ask: what else to report.
+        bias_V: added to the softcapped logits of every position, float32.
     """
-    ask = ask or Ask()
-    given = (hidden_BLD, embedding_VD, cap, scale, temperature_B, uniform_BL, shaper)
-    usual = ask == Ask() and (shaper is None or hasattr(shaper, "bias_V"))
-    if usual and fast(hidden_BLD):
-        bias_V = None if shaper is None else _bias(shaper, len(embedding_VD))
-        if native.fits(hidden_BLD, embedding_VD, temperature_B, uniform_BL, bias_V):
-            return _native(*given[:-1], bias_V)
-    if usual and triton(hidden_BLD) and embedding_VD.dtype == torch.bfloat16:
-        return attempt(hidden_BLD.device, lambda: _triton(*given), lambda: _by_rows(*given, ask))
-    return _by_rows(*given, ask)
+    given = (hidden_BLD, embedding_VD, cap, scale, temperature_B, uniform_BL, bias_V)
+    if fast(hidden_BLD):
+        fits = native.fits(hidden_BLD, embedding_VD, temperature_B, uniform_BL, bias_V)
+        return (_native if fits else _lean)(*given)
+    if triton(hidden_BLD) and embedding_VD.dtype == torch.bfloat16:
+        return attempt(hidden_BLD.device, lambda: _triton(*given), lambda: _plain(*given))
+    return _plain(*given)
 
 
-def _by_rows(
+def second_look(
+    hidden_BLD: Float[Tensor, "B L D"],
+    embedding_VD: Float[Tensor, "V D"],
+    ask: Ask,
+    *,
+    cap: float,
+    temperature_B: Float[Tensor, " B"],
+    bias_V: Float[Tensor, " V"] | None = None,
+) -> dict[str, Tensor]:
+    """What is asked beside the usual, by its names in `Readout`; of logits made anew.
+
+    Args:
+        hidden_BLD: as in `readout`.
+        embedding_VD: as there.
+        ask: what to report.
+        cap: as there.
+        temperature_B: as there.
+        bias_V: as there.
+    """
+    reports = []
+    for row, hidden_LD in enumerate(hidden_BLD):
+        x_LV = _tempered(hidden_LD, embedding_VD, cap, temperature_B[row], bias_V)
+        log_LV = torch.log_softmax(x_LV, dim=-1)
+        report = {}
+        if ask.top:
+            report["top_logprob_BLG"], report["top_BLG"] = log_LV.topk(ask.top, dim=-1)
+        if ask.ids_BL is not None:
+            report["logprob_BL"] = log_LV.gather(-1, ask.ids_BL[row][:, None])[:, 0]
+        if ask.members_V is not None:
+            report["mass_BL"] = log_LV[:, ask.members_V].exp().sum(-1)
+        reports.append(report)
+    return {name: torch.stack([one[name] for one in reports]) for name in reports[0]}
+
+
+def _tempered(
+    hidden_LD: Tensor, embedding_VD: Tensor, cap: float, temperature: Tensor, bias_V: Tensor | None
+) -> Float[Tensor, "L V"]:
+    x_LV = softcapped(hidden_LD, embedding_VD, cap)
+    return (x_LV if bias_V is None else x_LV + bias_V) / temperature
+
+
+def _plain(
     hidden_BLD: Tensor,
     embedding_VD: Tensor,
     cap: float,
     scale: Tensor,
     temperature_B: Tensor,
     uniform_BL: Tensor,
-    shaper: Shaper | None,
-    ask: Ask,
+    bias_V: Tensor | None,
 ) -> Readout:
-    """The vocabulary, read for one row after the other, or a few together."""
+    """The reference: one row after the other."""
+    rows = []
+    for hidden_LD, temperature, uniform_L in zip(
+        hidden_BLD, temperature_B, uniform_BL, strict=True
+    ):
+        x_LV = _tempered(hidden_LD, embedding_VD, cap, temperature, bias_V)
+        p_LV, log_LV = torch.softmax(x_LV, dim=-1), torch.log_softmax(x_LV, dim=-1)
+        entropy_L = -(p_LV * log_LV).sum(-1)
+        soft_LD = expected_embedding(p_LV, embedding_VD, scale)
+        rows.append((draw(p_LV, uniform_L), x_LV.argmax(-1), entropy_L, soft_LD))
+    token_BL, best_BL, entropy_BL, soft_BLD = map(torch.stack, zip(*rows, strict=True))
+    return Readout(token_BL=token_BL, best_BL=best_BL, entropy_BL=entropy_BL, soft_BLD=soft_BLD)
+
+
+def _lean(
+    hidden_BLD: Tensor,
+    embedding_VD: Tensor,
+    cap: float,
+    scale: Tensor,
+    temperature_B: Tensor,
+    uniform_BL: Tensor,
+    bias_V: Tensor | None,
+) -> Readout:
+    """The CPU's twin; small vocabularies are read for several rows together."""
     rows, length, _ = hidden_BLD.shape
-    # Small vocabularies are read for several rows together.
-    some = max(1, _TOGETHER // (length * len(embedding_VD))) if fast(hidden_BLD) else 1
-    read = _lean if fast(hidden_BLD) else _plain
-    reports = []
+    some = max(1, _TOGETHER // (length * len(embedding_VD)))
+    read, soft = [], []
     for start in range(0, rows, some):
         part = slice(start, start + some)
-        ids_BL = None if ask.ids_BL is None else ask.ids_BL[part]
-        one = replace(ask, ids_BL=ids_BL)
-        report, p_BLV = read(
-            hidden_BLD[part], embedding_VD, cap, temperature_B[part], uniform_BL[part], shaper, one
-        )
-        soft = [expected_embedding(p_LV, embedding_VD, scale) for p_LV in p_BLV]
-        reports.append(report | {"soft_BLD": torch.stack(soft)})
-    return Readout(**{name: torch.cat([r[name] for r in reports]) for name in reports[0]})
-
-
-def _bias(shaper: Any, vocabulary: int) -> Tensor | None:
-    return shaper.bias_V(vocabulary)
+        p_SV = linear(hidden_BLD[part].flatten(0, 1), embedding_VD)
+        heat_S = temperature_B[part].repeat_interleave(length)
+        read.append(read_positions(p_SV, uniform_BL[part].flatten(), heat_S, cap, bias_V))
+        soft += [expected_embedding(p_LV, embedding_VD, scale) for p_LV in p_SV.split(length)]
+    token_S, best_S, entropy_S = map(torch.cat, zip(*read, strict=True))
+    return _by_rows(token_S, best_S, entropy_S, torch.cat(soft), hidden_BLD)
 
 
 def _native(
@@ -177,18 +231,7 @@ def _native(
 ) -> Readout:
     """From the CPU's own code, in one call."""
     seen = native.read(hidden_BLD, embedding_VD, cap, scale, temperature_B, uniform_BL, bias_V)
-    return _shaped(seen, seen.soft_SD, hidden_BLD)
-
-
-def _shaped(seen: Any, soft_SD: Tensor, hidden_BLD: Tensor) -> Readout:
-    """What was seen of all positions together, by rows."""
-    across = hidden_BLD.shape[:2]
-    return Readout(
-        token_BL=seen.token_S.view(across),
-        best_BL=seen.best_S.view(across),
-        entropy_BL=seen.entropy_S.view(across),
-        soft_BLD=soft_SD.view(hidden_BLD.shape),
-    )
+    return _by_rows(seen.token_S, seen.best_S, seen.entropy_S, seen.soft_SD, hidden_BLD)
 
 
 def _triton(
@@ -198,80 +241,30 @@ def _triton(
     scale: Tensor,
     temperature_B: Tensor,
     uniform_BL: Tensor,
-    shaper: Any,
+    bias_V: Tensor | None,
 ) -> Readout:
     """From a GPU's twins: logits are written once, in the weights' format."""
     from diffusiongemma.kernels.triton import readout as reading
     from diffusiongemma.kernels.triton import soften as softening
 
     rows, length, _ = hidden_BLD.shape
-    bias_V = None if shaper is None else _bias(shaper, len(embedding_VD))
     logits_SV = linear(hidden_BLD.flatten(0, 1), embedding_VD)
     heat_S = temperature_B.float().repeat_interleave(length, output_size=rows * length)
     seen = reading.read(logits_SV, cap, heat_S, uniform_BL.flatten(), bias_V)
     soft_SD = softening.soften(
         logits_SV, cap, heat_S, seen.log_total_S, bias_V, embedding_VD, scale
     )
-    return _shaped(seen, soft_SD, hidden_BLD)
+    return _by_rows(seen.token_S, seen.best_S, seen.entropy_S, soft_SD, hidden_BLD)
 
 
-def _plain(
-    hidden_BLD: Tensor,
-    embedding_VD: Tensor,
-    cap: float,
-    temperature_B: Tensor,
-    uniform_BL: Tensor,
-    shaper: Shaper | None,
-    ask: Ask,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """One row's report and its probabilities, (1, L, V): the reference."""
-    x_LV = softcapped(hidden_BLD[0], embedding_VD, cap)
-    if shaper is not None:
-        x_LV = shaper(x_LV)
-    x_LV = x_LV / temperature_B
-    p_LV = torch.softmax(x_LV, dim=-1)
-    log_LV = torch.log_softmax(x_LV, dim=-1)
-    report = {
-        "token_BL": draw(p_LV, uniform_BL[0]),
-        "best_BL": x_LV.argmax(-1),
-        "entropy_BL": -(p_LV * log_LV).sum(-1),
-    }
-    if ask.top:
-        report["top_logprob_BLG"], report["top_BLG"] = log_LV.topk(ask.top, dim=-1)
-    if ask.ids_BL is not None:
-        report["logprob_BL"] = log_LV.gather(-1, ask.ids_BL[0][:, None])[:, 0]
-    if ask.members_V is not None:
-        report["mass_BL"] = p_LV[:, ask.members_V].sum(-1)
-    return {name: value[None] for name, value in report.items()}, p_LV[None]
-
-
-def _lean(
-    hidden_BLD: Tensor,
-    embedding_VD: Tensor,
-    cap: float,
-    temperature_B: Tensor,
-    uniform_BL: Tensor,
-    shaper: Shaper | None,
-    ask: Ask,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The same of some rows, from the CPU's twin."""
-    rows, length, _ = hidden_BLD.shape
-    logits_SV = linear(hidden_BLD.flatten(0, 1), embedding_VD)
-    left: float | None = cap
-    if shaper is not None and not getattr(shaper, "pointwise", False):
-        # It may look at where a position stands, so it is shown whole rows.
-        capped = softcapped_(logits_SV.float(), cap).view(rows, length, -1)
-        logits_SV = torch.cat([shaper(x_LV) for x_LV in capped])
-        shaper, left = None, None
-    report = read_positions(
-        logits_SV,
-        uniform_BL.flatten(),
-        temperature_B.repeat_interleave(length),
-        cap=left,
-        shaper=shaper,
-        top=ask.top,
-        ids_S=None if ask.ids_BL is None else ask.ids_BL.flatten(),
-        members_V=ask.members_V,
+def _by_rows(
+    token_S: Tensor, best_S: Tensor, entropy_S: Tensor, soft_SD: Tensor, hidden_BLD: Tensor
+) -> Readout:
+    """What was seen of all positions together."""
+    across = hidden_BLD.shape[:2]
+    return Readout(
+        token_BL=token_S.view(across),
+        best_BL=best_S.view(across),
+        entropy_BL=entropy_S.view(across),
+        soft_BLD=soft_SD.view(hidden_BLD.shape),
     )
-    shaped = {name: value.unflatten(0, (rows, length)) for name, value in report.items()}
-    return shaped, logits_SV.unflatten(0, (rows, length))

@@ -12,7 +12,7 @@ them. A position's bits are its own, whichever others are read with it.
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusiongemma.kernels.draw import draw_from
@@ -26,50 +26,36 @@ def read_positions(
     logits_SV: Float[Tensor, "S V"],
     uniform_S: Float[Tensor, " S"],
     temperature_S: Float[Tensor, " S"],
-    *,
-    cap: float | None,
-    shaper: Callable[[Tensor], Tensor] | None,
-    top: int,
-    ids_S: Int[Tensor, " S"] | None,
-    members_V: Bool[Tensor, " V"] | None,
-) -> dict[str, Tensor]:
+    cap: float,
+    bias_V: Float[Tensor, " V"] | None = None,
+) -> tuple[Int[Tensor, " S"], Int[Tensor, " S"], Float[Tensor, " S"]]:
     """Statistics of every position; the logits become probabilities.
 
     Args:
         logits_SV: the product with the embedding table; written over.
         uniform_S: what decides the sampled tokens.
         temperature_S: above 0.
-        cap: softcap of the logits; None if they are capped.
-        shaper: a change of the capped logits that looks at each position by itself.
-        top: how many of the most likely tokens to report, 0 for none.
-        ids_S: one token a position, whose log-probability is wanted.
-        members_V: True for the tokens whose probability mass is wanted.
+        cap: softcap of the logits.
+        bias_V: added to the capped logits.
 
     Returns:
-        what `Readout` calls by these names, but for `soft_BLD`; positions first.
+        sampled tokens, the most likely tokens, entropies in nats.
     """
     rows = max(1, 2 * CHUNK // logits_SV.shape[1])
     parts = []
     for start in range(0, logits_SV.shape[0], rows):
         part = slice(start, start + rows)
-        x = logits_SV[part].float()
-        x = x if cap is None else softcapped_(x, cap)
-        x = x if shaper is None else shaper(x)
+        x = softcapped_(logits_SV[part].float(), cap)
+        x = x if bias_V is None else x.add_(bias_V)
         shifted, best_S = _shifted(x / temperature_S[part, None])
         p_SV = torch.softmax(shifted, dim=-1)
-        first_S = p_SV.gather(-1, best_S[:, None]).log_()
-        report = {"best_BL": best_S, "token_BL": _drawn(p_SV, uniform_S[part])}
-        if top:
-            value, report["top_BLG"] = shifted.topk(top, dim=-1)
-            report["top_logprob_BLG"] = value + first_S
-        if ids_S is not None:
-            report["logprob_BL"] = (shifted.gather(-1, ids_S[part, None]) + first_S)[:, 0]
-        if members_V is not None:
-            report["mass_BL"] = p_SV[:, members_V].sum(-1)
-        report["entropy_BL"] = -(shifted.mul_(p_SV).sum(-1) + first_S[:, 0])
+        first_S = p_SV.gather(-1, best_S[:, None]).log_()[:, 0]
+        token_S = _drawn(p_SV, uniform_S[part])
+        entropy_S = -(shifted.mul_(p_SV).sum(-1) + first_S)
         logits_SV[part].copy_(p_SV)
-        parts.append(report)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        parts.append((token_S, best_S, entropy_S))
+    token_S, best_S, entropy_S = map(torch.cat, zip(*parts, strict=True))
+    return token_S, best_S, entropy_S
 
 
 def softcapped_(x_SV: Tensor, cap: float) -> Tensor:

@@ -268,20 +268,16 @@ class DiffusionGemma(nn.Module):
         hidden_BLD: Float[Tensor, "B L D"],
         temperature_B: Float[Tensor, " B"],
         uniform_BL: Float[Tensor, "B L"],
-        shaper: reading.Shaper | None = None,
+        bias_V: Float[Tensor, " V"] | None = None,
         ask: reading.Ask | None = None,
     ) -> reading.Readout:
         """Everything the process wants to know of the vocabulary; see `kernels.readout`."""
-        return reading.readout(
-            hidden_BLD,
-            self.embedding.weight,
-            cap=self.config.final_logit_softcapping,
-            scale=self.embedding.scale,
-            temperature_B=temperature_B,
-            uniform_BL=uniform_BL,
-            shaper=shaper,
-            ask=ask,
-        )
+        given, cap = (hidden_BLD, self.embedding.weight), self.config.final_logit_softcapping
+        shared = {"cap": cap, "temperature_B": temperature_B, "bias_V": bias_V}
+        usual = reading.readout(*given, scale=self.embedding.scale, uniform_BL=uniform_BL, **shared)
+        if ask is None:
+            return usual
+        return replace(usual, **reading.second_look(*given, ask, **shared))
 
     def logits(self, hidden_BLD: Float[Tensor, "B L D"]) -> Float[Tensor, "B L V"]:
         """Softcapped logits, float32: the slow truth behind `readout`."""

@@ -86,14 +86,13 @@ def test_it_says_what_the_whole_reference_says() -> None:
     """`kernels.readout` itself, with a ban as the engine makes it."""
     hidden = torch.randn(2, 24, 32, generator=dice())
     table = torch.randn(5000, 32, generator=dice(1))
-    banned = torch.tensor([0, 7, 4999])
+    bias_V = torch.zeros(5000).index_fill(0, torch.tensor([0, 7, 4999]), BANNED)
     heat_B = torch.tensor([0.8, 0.55])
     uniform_BL = torch.rand(2, 24, generator=dice(2), dtype=torch.float64)
     plain = readout(
         hidden, table, cap=5.0, scale=torch.tensor(4.0), temperature_B=heat_B,
-        uniform_BL=uniform_BL, shaper=lambda x: x.index_fill(-1, banned, BANNED),
+        uniform_BL=uniform_BL, bias_V=bias_V,
     )  # fmt: skip
-    bias_V = torch.zeros(5000).index_fill(0, banned, BANNED)
     logits_SV = hidden.flatten(0, 1) @ table.T
     heat_S = heat_B.repeat_interleave(24)
     found = read(logits_SV, 5.0, heat_S, uniform_BL.flatten(), bias_V)
