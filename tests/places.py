@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffusiongemma.diffusion.noise import Purpose, draws, seed_words, uniforms
+from diffusiongemma.kernels.philox import Purpose, draws_of_numpy, seed_words, uniforms
 
 CPU = torch.device("cpu")
 
@@ -17,5 +17,5 @@ def numbers(seed: int, canvas: int, step: int, width: int, purpose: Purpose) -> 
 def drawn(seed: int, canvas: int, step: int, width: int, vocabulary: int) -> tuple[Tensor, Tensor]:
     """What decides a step's tokens, and its noise, as a step has them: (L,) each."""
     words = seed_words([seed], CPU)
-    found = draws(words, torch.tensor([canvas]), torch.tensor([step]), width, vocabulary)
+    found = draws_of_numpy(words, torch.tensor([canvas]), torch.tensor([step]), width, vocabulary)
     return found[0][0], found[1][0]

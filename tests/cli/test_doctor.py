@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,8 @@ def test_a_report_for_people(call: Call) -> None:
     assert (done.code, done.err) == (0, "")
     for words in (
         "torch: ", "threads: ", "bfloat16: ", "memory: ", "needs: 52.0 GB", "cache: ",
-        "attention: torch's scaled_dot_product_attention", "experts: a faster twin on the CPU",
+        "  trunk: ", "op         backend", "batch-invariant  cut-invariant  reason\n",
+        "\n  experts    torch        yes              yes            tokens sorted by expert",
         "chat templates\n  rendered: in ",
     ):  # fmt: skip
         assert words in done.out, words
@@ -33,13 +35,31 @@ def test_a_report_for_people(call: Call) -> None:
 def test_a_report_for_programs(call: Call, words: Path) -> None:
     found = json.loads(call("doctor", "--json", "-m", words).out)
     assert found["processor"]["memory_bytes"] > found["processor"]["free_bytes"] > 0
-    assert set(found["kernels"]["cpu"]) >= {"attention", "experts", "norm_rope", "readout"}
+    kernels = found["kernels"]
+    assert (kernels["device"], kernels["table"]) == ("cpu", "cpu")
+    assert set(kernels["ops"]) >= {"trunk", "attention", "experts", "norm_rope", "readout"}
+    for fact in kernels["ops"].values():
+        assert set(fact) == {"backend", "reason", "batch_invariant", "cut_invariant"}
     assert found["checkpoint"]["opens"] is True
     assert found["checkpoint"]["problems"] == []
     assert found["checkpoint"]["vocabulary"] == 300
     assert found["released"]["fits"]["needs_bytes"] == machine.RELEASED_BYTES
     for name in keys(found):
         assert re.fullmatch(r"[a-z][a-z0-9_]*|cuda:\d|F32", name), name
+
+
+def test_what_runs_is_what_load_would_choose(
+    call: Call, words: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table and the trunk of the model that is asked about."""
+    for asked in ("auto", "reference"):
+        monkeypatch.setenv("DIFFUSIONGEMMA_KERNELS", asked)
+        found = json.loads(call("doctor", "--json", "-m", words).out)["kernels"]
+        with torch.no_grad():
+            choice = dg.load(words).model.choice
+        assert (found["table"], found["trunk"]) == (choice.ops.name, choice.trunk)
+        facts = {"trunk": choice.fact, **choice.ops.facts}
+        assert found["ops"] == {name: asdict(fact) for name, fact in facts.items()}
 
 
 def keys(report: dict[str, Any]) -> Iterator[str]:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusiongemma.diffusion.noise import Purpose, draws, philox, seed_words
+from diffusiongemma.kernels.philox import Purpose, draws, philox, seed_words
 from places import CPU, drawn, numbers
 
 

@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from diffusiongemma.core.errors import OptionError
-from diffusiongemma.diffusion.accept import within_bound
 from diffusiongemma.diffusion.commit import cut
 from diffusiongemma.diffusion.config import HELP, SamplerConfig
 from diffusiongemma.diffusion.drafts import BROKEN, DONE, Drafts
 from diffusiongemma.diffusion.step import refine
 from diffusiongemma.diffusion.temperature import temperature
+from diffusiongemma.kernels.ops import Ops
 from diffusiongemma.kernels.readout import Readout
+from diffusiongemma.kernels.refine import within_bound
+
+OPS = Ops(name="reference")
 
 
 def said(token, best, entropy) -> Readout:
@@ -62,20 +65,20 @@ def test_rows_are_accepted_by_themselves() -> None:
 def test_rejected_positions_become_noise_also_if_accepted_before() -> None:
     drafts, noise = start(), torch.tensor([[70, 71, 72, 73]])
     first = drafts.canvas_BL.clone()
-    refine(drafts, said([1, 2, 3, 4], [1, 2, 3, 4], [0.0, 0.0, 3.0, 3.0]), noise)
+    refine(drafts, said([1, 2, 3, 4], [1, 2, 3, 4], [0.0, 0.0, 3.0, 3.0]), noise, OPS)
     assert torch.equal(drafts.before_BL, first)
     # The first uncertain position still passes: nothing uncertain stands before it.
     assert drafts.canvas_BL.tolist() == [[1, 2, 3, 73]]
-    refine(drafts, said([5, 6, 7, 8], [1, 2, 3, 4], [3.0, 3.0, 0.0, 0.0]), noise)
+    refine(drafts, said([5, 6, 7, 8], [1, 2, 3, 4], [3.0, 3.0, 0.0, 0.0]), noise, OPS)
     assert drafts.before_BL.tolist() == [[1, 2, 3, 73]]
     assert drafts.canvas_BL.tolist() == [[5, 71, 7, 8]]
 
 
 def test_revisions_count_from_the_second_step() -> None:
     drafts, noise = start(), torch.zeros(1, 4, dtype=torch.long)
-    refine(drafts, said([1, 2, 3, 4], [1, 2, 3, 4], [0.0] * 4), noise)
+    refine(drafts, said([1, 2, 3, 4], [1, 2, 3, 4], [0.0] * 4), noise, OPS)
     assert not drafts.revised_BL.any()
-    refine(drafts, said([1, 2, 3, 4], [1, 9, 3, 9], [0.0] * 4), noise)
+    refine(drafts, said([1, 2, 3, 4], [1, 9, 3, 9], [0.0] * 4), noise, OPS)
     assert drafts.revised_BL.tolist() == [[False, True, False, True]]
     assert drafts.revisions_B.tolist() == [2]
 
@@ -87,7 +90,7 @@ def test_stops_when_stable_and_sure(threshold: int, entropy: float, steps: int |
     drafts, noise = start(stability_threshold=threshold), torch.zeros(1, 4, dtype=torch.long)
     stopped = None
     for number in range(1, 8):
-        refine(drafts, said([1] * 4, [1] * 4, [entropy] * 4), noise)
+        refine(drafts, said([1] * 4, [1] * 4, [entropy] * 4), noise, OPS)
         if int(drafts.flags_B) == DONE and stopped is None:
             stopped = number
     assert stopped == steps
@@ -97,7 +100,7 @@ def test_confidence_is_the_mean_over_the_whole_canvas_and_strict() -> None:
     noise = torch.zeros(1, 4, dtype=torch.long)
     for entropy, done in (([0.0, 0.0, 0.0, 0.9], True), ([0.25] * 4, False), ([1.0] * 4, False)):
         drafts = start(stability_threshold=0, confidence_threshold=0.25)
-        refine(drafts, said([1] * 4, [1] * 4, entropy), noise)
+        refine(drafts, said([1] * 4, [1] * 4, entropy), noise, OPS)
         assert (int(drafts.flags_B) == DONE) is done
 
 
@@ -105,14 +108,14 @@ def test_a_change_starts_the_count_again() -> None:
     drafts, noise = start(1, stability_threshold=2), torch.zeros(1, 1, dtype=torch.long)
     done = []
     for best in (5, 5, 6, 6, 6):
-        refine(drafts, said([best], [best], [0.0]), noise)
+        refine(drafts, said([best], [best], [0.0]), noise, OPS)
         done.append(int(drafts.flags_B) == DONE)
     assert done == [False, False, False, False, True]
 
 
 def test_what_is_no_number_is_flagged() -> None:
     drafts, noise = start(), torch.zeros(1, 4, dtype=torch.long)
-    refine(drafts, said([1] * 4, [1] * 4, [0.0, math.nan, 0.0, 0.0]), noise)
+    refine(drafts, said([1] * 4, [1] * 4, [0.0, math.nan, 0.0, 0.0]), noise, OPS)
     assert int(drafts.flags_B) & BROKEN
 
 
@@ -134,7 +137,7 @@ def _pushed(drafts: Drafts) -> Drafts:
             token_BL=best_BL + 1, best_BL=best_BL, entropy_BL=entropy_BL,
             soft_BLD=torch.zeros(*best_BL.shape, 2),
         )  # fmt: skip
-        refine(drafts, read, noise_BL)
+        refine(drafts, read, noise_BL, OPS)
     return drafts
 
 

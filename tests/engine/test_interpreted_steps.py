@@ -11,15 +11,14 @@ import pytest
 import torch
 
 from diffusiongemma.cli.whole import network, parts
-from diffusiongemma.diffusion import noise as noise_room
-from diffusiongemma.diffusion import step as step_room
 from diffusiongemma.engine.graphs import Steps
-from diffusiongemma.kernels import quantised_experts, readout, slots
-from diffusiongemma.model import slots as model_slots
+from diffusiongemma.kernels import readout
 from diffusiongemma.model.model import DiffusionGemma
+from diffusiongemma.model.trunk import Chooser
 
 pytest.importorskip("triton")
 import right_interpreter
+from triton_choice import interpreted
 
 TOY = dataclasses.replace(
     network.TOY, layers=network.TOY.layers[1:], canvas_length=16, vocab_size=700, num_experts=8
@@ -28,12 +27,10 @@ TOY = dataclasses.replace(
 
 @contextlib.contextmanager
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every dispatch takes the Triton twin."""
+    """The table and the trunk are Triton's."""
     with monkeypatch.context() as patch, right_interpreter.right():
-        for room in (noise_room, step_room, model_slots, readout, slots, quantised_experts):
-            patch.setattr(room, "triton", lambda x: True)
-        patch.setattr(quantised_experts, "_capable", lambda device: True)
-        patch.setattr(DiffusionGemma, "trunk", None)  # nobody may take the plain one
+        patch.setattr(Chooser, "__call__", lambda *_: interpreted())
+        patch.setattr(DiffusionGemma, "trunk", None)  # nobody may take the modules
         yield
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 import diffusiongemma as dg
 import oracle
 from diffusiongemma.core.errors import OptionError
-from diffusiongemma.diffusion.accept import within_bound
-from diffusiongemma.diffusion.noise import Purpose
 from diffusiongemma.engine.runner import PROMPT_CHUNK
+from diffusiongemma.kernels.philox import Purpose
+from diffusiongemma.kernels.refine import within_bound
 from places import numbers
 
 PROMPT = [5, 6, 7, 8, 9, 10, 11]

@@ -8,42 +8,101 @@ import pytest
 import torch
 
 from diffusiongemma.cli.whole import network, parts
+from diffusiongemma.core.errors import OptionError
 from diffusiongemma.engine import graphs
-from diffusiongemma.kernels import experts, fast, slots
-from diffusiongemma.kernels.ops import backends
+from diffusiongemma.kernels import experts, ops, slots
 
 GPU = torch.device("cuda", 0)
 
 
 @pytest.fixture(autouse=True)
 def asked_anew(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fast, "_broken", {})
+    monkeypatch.setattr(ops, "_broken", {})
+    monkeypatch.delenv(ops.SWITCH, raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    fast.no_triton.cache_clear()
+    for known in (ops.no_triton, ops._chosen):
+        known.cache_clear()
     yield
-    fast.no_triton.cache_clear()
+    for known in (ops.no_triton, ops._chosen):
+        known.cache_clear()
+
+
+def table(dtype: torch.dtype = torch.bfloat16, **more) -> ops.Ops:
+    return ops.choose(GPU, dtype, **more)
 
 
 def test_a_gpu_of_this_decade_runs_them() -> None:
-    assert fast.no_triton(GPU) is None
-    assert backends(GPU)["experts"] == "Triton"
+    pytest.importorskip("triton")
+    assert ops.no_triton(GPU) is None
+    found = table()
+    assert found.name == "triton" and found.captured
+    assert found.facts["experts"].backend == "Triton"
+    assert found.facts["linear"].backend == "torch"
+
+
+def test_gradients_take_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What training can be captured with: nothing in it looks at the host."""
+    pytest.importorskip("triton")
+    under = table().gradients
+    assert (under.name, under.experts) == ("gpu", experts.grouped)
+    assert table(torch.float32).gradients.experts is experts.blocked_if_few
 
 
 def test_why_not_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert fast.no_triton(torch.device("cpu")) == "they are for NVIDIA GPUs"
+    assert ops.no_triton(torch.device("cpu")) == "they are for NVIDIA GPUs"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert backends(GPU)["triton"] == ("not used: this GPU's capability is 7.5, and they need 8.0")
-    assert backends(GPU)["experts"] == "the reference"
+    found = table()
+    assert found.name == "gpu" and found.captured
+    assert found.facts["experts"].reason == (
+        "no Triton: this GPU's capability is 7.5, and they need 8.0"
+    )
+    assert table(torch.float32).facts["experts"].reason.startswith("no Triton: ")
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert fast.no_triton(GPU) == "triton is not installed"
+    assert ops.no_triton(GPU) == "triton is not installed"
+    assert table().name == "gpu"
 
 
-def test_they_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", [GPU, torch.device("cpu")], ids=str)
+def test_they_can_be_switched_off(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = ops.choose(device, torch.bfloat16, "reference")
+    assert found.name == "reference" and not found.captured
+    assert found.experts is experts.experts
+    assert {one.reason for one in found.facts.values()} == {"kernels is 'reference'"}
+    monkeypatch.setenv("DIFFUSIONGEMMA_KERNELS", "reference")
+    found = ops.choose(device, torch.bfloat16)
+    assert found.name == "reference"
+    assert {one.reason for one in found.facts.values()} == {"DIFFUSIONGEMMA_KERNELS is 'reference'"}
+
+
+def test_what_cannot_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OptionError, match="kernels must be 'auto' or 'reference', got 'plain'"):
+        table(kernels="plain")
     monkeypatch.setenv("DIFFUSIONGEMMA_KERNELS", "plain")
-    assert fast.no_triton(GPU) == "DIFFUSIONGEMMA_KERNELS is 'plain'"
+    with pytest.raises(OptionError, match="DIFFUSIONGEMMA_KERNELS must be 'auto' or 'reference'"):
+        table()
+
+
+def test_a_broken_op_is_given_up_for_the_next_of_the_same_table(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A table that somebody holds goes on without it; the next choice is another table."""
+    pytest.importorskip("triton")
+    quick, tries = table(), []
+
+    def broken(*_: object) -> None:
+        tries.append(True)
+        raise RuntimeError("out of resource: shared memory\nmore lines")
+
+    op = ops._tried(GPU, broken, lambda *given: given)
+    with caplog.at_level(logging.WARNING, logger="diffusiongemma"):
+        assert op(1, 2) == (1, 2) and op(3) == (3,)
+    assert len(tries) == 1 and len(caplog.records) == 1
+    assert quick.name == "triton" and table().name == "gpu"
+    why = "no Triton: RuntimeError: out of resource: shared memory"
+    assert table().facts["experts"].reason == why
 
 
 def test_a_broken_kernel_is_given_up_and_the_step_is_made_plainly(
@@ -58,13 +117,13 @@ def test_a_broken_kernel_is_given_up_and_the_step_is_made_plainly(
     def work() -> None:
         steps.drafts.canvas_BL.fill_(3)
         tries.append(True)
-        if fast.no_triton(GPU) is None:
+        if ops.no_triton(GPU) is None:
             raise RuntimeError("out of resource: shared memory\nmore lines")
 
     monkeypatch.setattr(type(model), "device", property(lambda self: GPU))
     with caplog.at_level(logging.WARNING, logger="diffusiongemma"):
         steps._tried(work, before)
-    assert fast.no_triton(GPU) == "RuntimeError: out of resource: shared memory"
+    assert ops.no_triton(GPU) == "RuntimeError: out of resource: shared memory"
     assert "the plain ones are used" in caplog.text and len(caplog.records) == 1
     assert len(tries) == graphs._WARM + 1
     for one, was in zip(steps._state(), before, strict=True):
@@ -93,7 +152,7 @@ def test_grouped_experts_are_the_references() -> None:
     expert_SG = expert_SG.masked_fill(expert_SG == 5, 6)  # nobody goes to expert 5
     given = (data.tokens(), expert_SG, share_SG, *data.experts())
     torch.testing.assert_close(
-        experts.grouped(*given), experts.plain(*given), rtol=2**-7, atol=2**-7
+        experts.grouped(*given), experts.experts(*given), rtol=2**-7, atol=2**-7
     )
 
 
@@ -104,11 +163,9 @@ def test_masked_attention_is_the_references() -> None:
     q = torch.randn(2, 8, 4, 16, generator=dice)
     k, v = (torch.randn(2, 2, 50, 16, generator=dice) for _ in "kv")
     first_B, end_B = torch.tensor([11, 0]), torch.tensor([37, 8])
-    index = torch.arange(50)
-    seen = (index >= first_B[:, None]) & (index < end_B[:, None])
-    plain = slots.attend_canvas(q, k, v, first_B, end_B)
-    torch.testing.assert_close(slots.masked(q, k, v, seen[:, None]), plain)
-    own = end_B[:, None] - 8 + torch.arange(8)
-    causal = (index <= own[..., None]) & (index > own[..., None] - 5)
-    plain = slots.attend_causal(q, k, v, torch.zeros_like(first_B), end_B, 5, first_B)
-    torch.testing.assert_close(slots.masked(q, k, v, causal), plain)
+    given = (q, k, v, first_B, end_B)
+    torch.testing.assert_close(slots.masked_canvas(*given), slots.attend_canvas(*given))
+    for window, origin in ((5, 120), (None, 0)):
+        origin_B = torch.tensor([origin, 0])
+        given = (q, k, v, torch.zeros_like(first_B), end_B, window, origin_B)
+        torch.testing.assert_close(slots.masked_causal(*given), slots.attend_causal(*given))

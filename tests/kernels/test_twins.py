@@ -7,12 +7,20 @@ from diffusiongemma.kernels import experts as routed
 from diffusiongemma.kernels import gated as activation
 from diffusiongemma.kernels import norm_rope
 from diffusiongemma.kernels.attention import attend, attend_alike
-from diffusiongemma.kernels.linear import linear, linears
 from diffusiongemma.kernels.native import build
+from diffusiongemma.kernels.ops import Ops, choose
 from diffusiongemma.kernels.readout import banning, readout
 
 pytestmark = pytest.mark.usefixtures("either")
 FORMATS = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture
+def ops(dtype: torch.dtype) -> Ops:
+    """The CPU's table, with and without compiled code."""
+    found = choose(torch.device("cpu"), dtype)
+    assert found.name == "cpu"
+    return found
 
 
 def dice(seed: int = 0) -> torch.Generator:
@@ -34,29 +42,29 @@ def threads(request: pytest.FixtureRequest):
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("width", [64, 704, 2112])
 @torch.no_grad()
-def test_the_activation_s_twin(width: int, dtype: torch.dtype, threads) -> None:
+def test_the_activation_s_twin(ops: Ops, width: int, dtype: torch.dtype, threads) -> None:
     both = torch.randn(555, 2 * width, generator=dice()).to(dtype)
     gate, up = both.chunk(2, dim=-1)
-    whole = activation.gated(gate, up)
-    torch.testing.assert_close(whole, activation.plain(gate, up), **close(dtype))
+    whole = ops.gated(gate, up)
+    torch.testing.assert_close(whole, activation.gated(gate, up), **close(dtype))
     for start, rows in ((0, 1), (7, 3), (1, 181), (40, 300)):
         part = slice(start, start + rows)
-        assert torch.equal(activation.gated(gate[part], up[part]), whole[part])
-        assert torch.equal(activation.gated(gate[part].clone(), up[part].clone()), whole[part])
+        assert torch.equal(ops.gated(gate[part], up[part]), whole[part])
+        assert torch.equal(ops.gated(gate[part].clone(), up[part].clone()), whole[part])
 
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @torch.no_grad()
-def test_the_norm_s_twin(dtype: torch.dtype, threads) -> None:
+def test_the_norm_s_twin(ops: Ops, dtype: torch.dtype, threads) -> None:
     x = torch.randn(300, 96, generator=dice()).to(dtype)
     weight, other = torch.rand(2, 96, generator=dice(1)).to(dtype)
-    whole = norm_rope.rms_norm(x, weight, 1e-6)
-    torch.testing.assert_close(whole, norm_rope.plain(x, weight, 1e-6).to(dtype), **close(dtype))
+    whole = ops.rms_norm(x, weight, 1e-6)
+    torch.testing.assert_close(whole, norm_rope.rms_norm(x, weight, 1e-6), **close(dtype))
     for rows in (slice(0, 1), slice(5, 8), slice(11, 200)):
-        assert torch.equal(norm_rope.rms_norm(x[rows], weight, 1e-6), whole[rows])
-    first, second = norm_rope.rms_norms(x, (weight, other), 1e-6)
+        assert torch.equal(ops.rms_norm(x[rows], weight, 1e-6), whole[rows])
+    first, second = ops.rms_norms(x, (weight, other), 1e-6)
     torch.testing.assert_close(first, whole, **close(dtype))
-    torch.testing.assert_close(second, norm_rope.rms_norm(x, other, 1e-6), **close(dtype))
+    torch.testing.assert_close(second, ops.rms_norm(x, other, 1e-6), **close(dtype))
 
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
@@ -65,7 +73,7 @@ def test_the_norm_s_twin(dtype: torch.dtype, threads) -> None:
 )
 @torch.no_grad()
 def test_the_experts_twin_has_the_plain_one_s_bits(
-    width: int, hidden: int, count: int, chosen: int, dtype: torch.dtype, threads
+    ops: Ops, width: int, hidden: int, count: int, chosen: int, dtype: torch.dtype, threads
 ) -> None:
     """Few rows take every expert, many are sorted, and the reference loops: one answer."""
     x = torch.randn(700, width, generator=dice()).to(dtype)
@@ -73,11 +81,11 @@ def test_the_experts_twin_has_the_plain_one_s_bits(
     down = torch.randn(count, width, hidden, generator=dice(2)).to(dtype)
     number = torch.rand(700, count, generator=dice(3)).topk(chosen).indices
     share = torch.rand(700, chosen, generator=dice(4))
-    whole = routed.experts(x, number, share, gate_up, down)
-    plain = routed.plain(x, number, share, gate_up, down)
+    whole = ops.experts(x, number, share, gate_up, down)
+    plain = routed.experts(x, number, share, gate_up, down)
     torch.testing.assert_close(whole, plain, **close(dtype))
     for rows in (slice(0, 1), slice(3, 5), slice(8, 40), slice(0, 64), slice(100, 333)):
-        alone = routed.experts(x[rows], number[rows], share[rows], gate_up, down)
+        alone = ops.experts(x[rows], number[rows], share[rows], gate_up, down)
         assert torch.equal(alone, whole[rows])
 
 
@@ -94,17 +102,17 @@ def test_rows_that_attend_together_have_their_bits(keys: int, dtype: torch.dtype
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @torch.no_grad()
-def test_products_together_are_the_products(dtype: torch.dtype, threads) -> None:
+def test_products_together_are_the_products(ops: Ops, dtype: torch.dtype, threads) -> None:
     x = torch.randn(37, 96, generator=dice()).to(dtype)
     weights = [torch.randn(n, 96, generator=dice(n)).to(dtype) for n in (64, 32, 48)]
-    for one, weight in zip(linears(x, weights), weights, strict=True):
-        assert torch.equal(one, linear(x, weight))
+    for one, weight in zip(ops.linears(x, weights), weights, strict=True):
+        assert torch.equal(one, ops.linear(x, weight))
 
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("vocabulary", [20, 279, 3000, 16384])
 @pytest.mark.parametrize("banned", [False, True], ids=["free", "banned"])
-def test_the_readout_s_twin(vocabulary: int, dtype: torch.dtype, banned: bool) -> None:
+def test_the_readout_s_twin(ops: Ops, vocabulary: int, dtype: torch.dtype, banned: bool) -> None:
     hidden = torch.randn(3, 37, 32, generator=dice()).to(dtype)
     table = torch.randn(vocabulary, 32, generator=dice(1)).to(dtype)
     ids = torch.randint(0, vocabulary, (3, 37), generator=dice(2))
@@ -120,7 +128,7 @@ def test_the_readout_s_twin(vocabulary: int, dtype: torch.dtype, banned: bool) -
     given = (hidden.float(), table.float()) if exact else (hidden, table)
     plain = readout(*given, **options)
     with torch.no_grad():
-        twin = readout(hidden, table, **options)
+        twin = ops.readout(hidden, table, **options)
     assert torch.equal(twin.best_BL, plain.best_BL)
     # A draw may fall to the other side of a border that lies within rounding.
     assert (twin.token_BL == plain.token_BL).float().mean() > 0.98
@@ -141,7 +149,7 @@ def test_experts_in_blocks_are_the_plain_ones(tokens: int) -> None:
     score = torch.rand(tokens, 4, generator=dice(4)) - torch.tensor([1.0, 0.0, 0.0, 0.0])
     number = score.argsort(1)[:, :2]
     found = []
-    for twin in (routed.plain, routed.blocked):
+    for twin in (routed.experts, routed.blocked):
         x, gate_up, down, share = (one.clone().requires_grad_() for one in given)
         out = twin(x, number, share, gate_up, down)
         (out * torch.randn(out.shape, generator=dice(5))).sum().backward()

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import right_interpreter
-from diffusiongemma.kernels import slots as kernel_slots
-from diffusiongemma.model import fused, read, slots
+from diffusiongemma.model import fused, slots
 from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.init import initialise
 from diffusiongemma.model.model import DiffusionGemma
+from diffusiongemma.model.trunk import Chooser
 from diffusiongemma.quant.apply import quantise
+from triton_choice import interpreted
 
 pytestmark = pytest.mark.usefixtures("plain")
 
@@ -59,15 +60,21 @@ def test_the_trunk(work: str, hidden: int, fp8: bool) -> None:
     dice = torch.Generator().manual_seed(7)
     x_SD = torch.randn(2 * 16 * (1 + (work == "advance")), 64, generator=dice).bfloat16()
     said, written = [], []
-    for trunk in (model.trunk, lambda *given: fused.trunk(model, *given)):
+    ops = model.ops
+    for quick in (False, True):
         context = model.context(rows=2, capacity=80)
         for row, tokens in enumerate((30, 7)):
             ids = torch.randint(0, 101, (1, tokens), generator=torch.Generator().manual_seed(8))
             model.encode(model.embed(ids), context.pick([row]))
         held = slots.Slots(context, 16)
         commits = torch.tensor([False, True])
-        through = slots.Refine(held) if work == "refine" else slots.Advance(held, commits)
-        said.append(trunk(x_SD, through))
+        refine = work == "refine"
+        through = slots.Refine(held, ops) if refine else slots.Advance(held, ops, commits)
+        if quick:
+            blocks = fused.blocks_of(model.blocks)
+            said.append(fused.trunk(model.config, blocks, model.norm, x_SD, ops, through))
+        else:
+            said.append(model.trunk(x_SD, ops, through))
         written.append([part for pair in held.buffers for part in pair])
     # Everything is rounded where the plain trunk rounds it, but for the branches when they run
     # together, which keep more. In e4m3 what falls to the other side falls far, and a token may go
@@ -86,11 +93,11 @@ def test_the_trunk(work: str, hidden: int, fp8: bool) -> None:
 def test_rows_stay_in_e4m3_where_all_of_a_layer_is() -> None:
     """Both ways are right, so nothing else would show that the short one is not taken."""
     whole, odd = quantise(_loud()), quantise(_loud(moe_intermediate_size=48))
-    assert all(fused._eight(block) for block in fused.blocks_of(whole))
-    assert not any(fused._eight(block) for block in fused.blocks_of(odd))
-    assert not any(fused._eight(block) for block in fused.blocks_of(_loud()))
+    assert all(fused._eight(block) for block in fused.blocks_of(whole.blocks))
+    assert not any(fused._eight(block) for block in fused.blocks_of(odd.blocks))
+    assert not any(fused._eight(block) for block in fused.blocks_of(_loud().blocks))
     whole.blocks[0].attention.o = _loud().blocks[0].attention.o
-    assert [fused._eight(block) for block in fused.blocks_of(whole)] == [False, True]
+    assert [fused._eight(block) for block in fused.blocks_of(whole.blocks)] == [False, True]
 
 
 @pytest.mark.parametrize("name", ["weight", "scale"])
@@ -139,8 +146,7 @@ def test_a_text_is_read_as_it_is_written(
         context, hidden = model.context(2, capacity), []
         with monkeypatch.context() as patch:
             if quick:
-                for room in (read, kernel_slots):
-                    patch.setattr(room, "triton", lambda x: True)
+                patch.setattr(Chooser, "__call__", lambda *_: interpreted())
                 patch.setattr(DiffusionGemma, "_encode", None)  # nobody may take the plain way
             for number, ids in enumerate(chunks):
                 lengths = torch.tensor([ids.shape[1], 0 if number == 2 else ids.shape[1] - 3])
@@ -171,9 +177,8 @@ def test_a_row_with_an_image_is_read_the_other_way(monkeypatch: pytest.MonkeyPat
     context, taken = model.context(2), []
     real = DiffusionGemma._encode
     monkeypatch.setattr(
-        DiffusionGemma, "_encode", lambda *given: taken.append(given[2].rows) or real(*given)
+        DiffusionGemma, "_encode", lambda *given: taken.append(given[3].rows) or real(*given)
     )
-    for room in (read, kernel_slots):
-        monkeypatch.setattr(room, "triton", lambda x: True)
+    monkeypatch.setattr(Chooser, "__call__", lambda *_: interpreted())
     model.encode(inputs, context)
     assert taken == [[context.rows[1]]] and context.lengths == [20, 20]

@@ -4,6 +4,7 @@ Each break is one that a port of this model has shipped with. The size of the di
 at the end of the run, beside the allowance that it exceeds.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -61,23 +62,30 @@ def band_for_the_rectangle(patch: pytest.MonkeyPatch) -> None:
 
 
 def values_not_normed(patch: pytest.MonkeyPatch) -> None:
-    right = attention.rms_norm
-    patch.setattr(attention, "rms_norm", lambda x, w, eps: x if w is None else right(x, w, eps))
+    right = attention.Attention.forward
+
+    def forward(self, x, ops, turn, through):
+        def rms_norm(x, weight, eps):
+            return x if weight is None else ops.rms_norm(x, weight, eps)
+
+        return right(self, x, dataclasses.replace(ops, rms_norm=rms_norm), turn, through)
+
+    patch.setattr(attention.Attention, "forward", forward)
 
 
 def values_after_the_key_norm(patch: pytest.MonkeyPatch) -> None:
     """On full layers V is the key projection before its norm."""
     right = attention.Attention.forward
 
-    def forward(self, x, turn, through):
+    def forward(self, x, ops, turn, through):
         if self.v is not None:
-            return right(self, x, turn, through)
+            return right(self, x, ops, turn, through)
         count, eps = x.shape[0], self.q_norm.eps
-        q, k = (part(x).view(count, -1, self.head_dim) for part in (self.q, self.k))
-        v = norm_rope.rms_norm(self.k_norm(k), None, eps)
-        q = norm_rope.norm_rope(q, self.q_norm.weight, eps, turn)
-        k = norm_rope.norm_rope(k, self.k_norm.weight, eps, turn)
-        return self.o(through.attend(self.number, q, k, v).reshape(count, -1))
+        q, k = (part(x, ops).view(count, -1, self.head_dim) for part in (self.q, self.k))
+        v = ops.rms_norm(self.k_norm(k, ops), None, eps)
+        q = ops.norm_rope(q, self.q_norm.weight, eps, turn)
+        k = ops.norm_rope(k, self.k_norm.weight, eps, turn)
+        return self.o(through.attend(self.number, q, k, v).reshape(count, -1), ops)
 
     patch.setattr(attention.Attention, "forward", forward)
 
@@ -85,11 +93,15 @@ def values_after_the_key_norm(patch: pytest.MonkeyPatch) -> None:
 def router_reads_the_expert_norm(patch: pytest.MonkeyPatch) -> None:
     right = block.Block.forward
 
-    def forward(self, x, turn, through):
+    def forward(self, x, ops, turn, through):
         router = self.router.forward
+
+        def normed(residual, ops):
+            return router(self.before_experts(residual, ops), ops)
+
         with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(self.router, "forward", lambda r: router(self.before_experts(r)))
-            return right(self, x, turn, through)
+            inner.setattr(self.router, "forward", normed)
+            return right(self, x, ops, turn, through)
 
     patch.setattr(block.Block, "forward", forward)
 
@@ -98,14 +110,14 @@ def softcap_after_the_temperature(patch: pytest.MonkeyPatch) -> None:
     """The cap's place: on the logits of a step as the sampler sees them."""
     heat = 0.7
 
-    def softcapped(hidden, table, cap):
-        return torch.tanh(readout.linear(hidden, table).float() / heat / cap) * cap * heat
+    def softcapped(hidden, table, cap, linear):
+        return torch.tanh(linear(hidden, table).float() / heat / cap) * cap * heat
 
     patch.setattr(readout, "softcapped", softcapped)
 
 
 def no_softcap(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(readout, "softcapped", lambda h, table, cap: readout.linear(h, table).float())
+    patch.setattr(readout, "softcapped", lambda h, table, cap, linear: linear(h, table).float())
 
 
 def no_self_conditioning_at_step_one(patch: pytest.MonkeyPatch) -> None:
@@ -113,7 +125,7 @@ def no_self_conditioning_at_step_one(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         selfcond.SelfConditioning,
         "forward",
-        lambda s, e, soft: right(s, e, soft) if soft.any() else e,
+        lambda s, e, soft, ops: right(s, e, soft, ops) if soft.any() else e,
     )
 
 
@@ -151,8 +163,8 @@ def partial_head_as_its_own_rope(patch: pytest.MonkeyPatch) -> None:
 def experts_without_their_scale(patch: pytest.MonkeyPatch) -> None:
     right = experts.Router.forward
 
-    def forward(self, residual):
-        number, share = right(self, residual)
+    def forward(self, residual, ops):
+        number, share = right(self, residual, ops)
         return number, share / self.expert_scale[number]
 
     patch.setattr(experts.Router, "forward", forward)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import diffusiongemma as dg
+from diffusiongemma.kernels.ops import choose
 from diffusiongemma.model.attention import Attention
 from diffusiongemma.model.experts import Experts
 from diffusiongemma.model.init import initialise
@@ -93,9 +94,11 @@ def test_layers_of_two_kinds_side_by_side() -> None:
     wide.weight.normal_(generator=torch.Generator().manual_seed(1))
     eight = Fp8Linear.of(wide)
     x = torch.randn(7, 64, generator=torch.Generator().manual_seed(2))
-    one, two, three = project(x, (wide, eight, wide))
-    assert torch.equal(one, wide(x)) and torch.equal(two, eight(x)) and torch.equal(three, one)
-    both = project(x, (eight, eight))
+    ops = choose(torch.device("cpu"), torch.float32)
+    one, two, three = project(x, ops, (wide, eight, wide))
+    assert torch.equal(one, wide(x, ops)) and torch.equal(two, eight(x, ops))
+    assert torch.equal(three, one)
+    both = project(x, ops, (eight, eight))
     assert torch.equal(both[0], two) and torch.equal(both[1], two)
     assert 0 < (one - two).abs().mean() < 0.05 * one.abs().mean()
 

@@ -4,17 +4,17 @@ import pytest
 import torch
 
 from diffusiongemma.kernels.experts_fp8 import reference_fp8
+from diffusiongemma.kernels.ops import KERNELS, Ops, choose
 from diffusiongemma.kernels.quantised import (
     E4M3,
-    fp8_linear,
     fp8_linears,
     quantise_rows,
     quantise_weight,
     widen,
 )
-from diffusiongemma.kernels.quantised_experts import experts_fp8
 
 FORMATS = [torch.float32, torch.bfloat16]
+TABLES = [choose(torch.device("cpu"), torch.float32, one, fp8=True) for one in KERNELS]
 CODES = torch.arange(256, dtype=torch.uint8).view(E4M3)
 FINITE = CODES.float()[~CODES.float().isnan()].unique()  # every number of e4m3, ascending
 
@@ -72,7 +72,7 @@ def test_the_product_is_the_formula_rounded_once(dtype: torch.dtype) -> None:
     weight, scale = quantise_weight(torch.randn(80, 192, generator=dice(1)))
     xq, sx = quantise_rows(x)
     exact = (xq.double() @ weight.double().T) * sx.double()[:, None] * scale.double()
-    out = fp8_linear(x, weight, scale)
+    out = fp8_linears(x, [(weight, scale)])[0]
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), exact.to(dtype).double(), rtol=1e-5, atol=1e-5)
     # It is no product with the widened weight: the rows were rounded too.
@@ -90,7 +90,7 @@ def test_a_row_of_a_product_is_its_own(width: int, outputs: int, dtype: torch.dt
     for rows in (slice(0, 1), slice(3, 6), slice(8, 25), slice(20, 301)):
         for one, all_rows, pair in zip(fp8_linears(x[rows], pairs), whole, pairs, strict=True):
             assert torch.equal(one, all_rows[rows])
-            assert torch.equal(fp8_linear(x[rows], *pair), one)
+            assert torch.equal(fp8_linears(x[rows], [pair])[0], one)
 
 
 def routed(hidden: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -104,10 +104,11 @@ def routed(hidden: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("hidden", [64, 192])
+@pytest.mark.parametrize("ops", TABLES, ids=lambda ops: ops.name)
 @torch.no_grad()
-def test_the_experts_are_the_reference(hidden: int, dtype: torch.dtype) -> None:
+def test_the_experts_are_the_reference(ops: Ops, hidden: int, dtype: torch.dtype) -> None:
     case = routed(hidden, dtype)
-    ours, known = experts_fp8(*case).float(), reference_fp8(*case).float()
+    ours, known = ops.experts_fp8(*case).float(), reference_fp8(*case).float()
     # A hidden number at the border between two neighbours may go to the other one.
     error = (ours - known).abs() / known.abs().max()
     assert float(error.quantile(0.99)) < (1e-5 if dtype == torch.float32 else 1e-2)
@@ -115,12 +116,13 @@ def test_the_experts_are_the_reference(hidden: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("hidden", [32, 64, 96])
+@pytest.mark.parametrize("ops", TABLES, ids=lambda ops: ops.name)
 @torch.no_grad()
-def test_a_token_s_experts_answer_it_alone(hidden: int, dtype: torch.dtype) -> None:
+def test_a_token_s_experts_answer_it_alone(ops: Ops, hidden: int, dtype: torch.dtype) -> None:
     x, number, share, *weights = routed(hidden, dtype)
-    whole = experts_fp8(x, number, share, *weights)
+    whole = ops.experts_fp8(x, number, share, *weights)
     for rows in (slice(0, 1), slice(3, 5), slice(11, 70)):
-        alone = experts_fp8(x[rows], number[rows], share[rows], *weights)
+        alone = ops.experts_fp8(x[rows], number[rows], share[rows], *weights)
         assert torch.equal(alone, whole[rows])
 
 
@@ -133,7 +135,7 @@ def test_hidden_channels_have_a_scale_for_each_group() -> None:
     down = torch.zeros(1, 16, 128)
     down[0, 0, :64] = 1.0  # the first output hears the first group alone
     case = (x, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1))
-    out = experts_fp8(*case, *quantise_weight(gate_up), *quantise_weight(down))
+    out = TABLES[0].experts_fp8(*case, *quantise_weight(gate_up), *quantise_weight(down))
     gate = torch.nn.functional.gelu(torch.tensor(4.0), approximate="tanh")
     assert out[0, 0] == pytest.approx(float(64 * gate * 4e-6), rel=0.05)
 
@@ -144,5 +146,7 @@ def test_hidden_channels_have_a_scale_for_each_group() -> None:
 def test_the_gpu_s_product_is_the_formula() -> None:
     x = torch.randn(300, 2816, generator=dice()).bfloat16()
     weight, scale = quantise_weight(torch.randn(2112, 2816, generator=dice(1)))
-    there = fp8_linear(x.cuda(), weight.cuda(), scale.cuda()).cpu()
-    torch.testing.assert_close(there, fp8_linear(x, weight, scale), rtol=2e-2, atol=0.5)
+    table = choose(torch.device("cuda", 0), torch.bfloat16, fp8=True)
+    there = fp8_linears(x.cuda(), [(weight.cuda(), scale.cuda())], table.fp8_product)[0].cpu()
+    here = fp8_linears(x, [(weight, scale)])[0]
+    torch.testing.assert_close(there, here, rtol=2e-2, atol=0.5)

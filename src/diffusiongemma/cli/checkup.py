@@ -35,14 +35,14 @@ class Checkup:
         facts: what was found, as `machine` has them.
         problems: why it would not open; empty if it would.
         weight_bytes: of all weights; 0 if unknown.
-        stored: the format that config.json names; None if unknown.
+        config: the architecture; None if unknown.
     """
 
     def __init__(self, model: str, revision: str | None = None) -> None:
         self.facts: dict[str, Any] = {}
         self.problems: list[str] = []
         self.weight_bytes = 0
-        self.stored: str | None = None
+        self.config: ModelConfig | None = None
         folder = self._try(hub.find, model, revision=revision, offline=True, progress=False)
         if folder is None:
             return
@@ -52,7 +52,7 @@ class Checkup:
         config = None if described is None else described.config
         if config is not None:
             self.facts |= _architecture(config)
-            self.stored = config.dtype
+            self.config = config
         self._weights(folder, config)
         given = self._try(read_settings, folder)
         if given is not None:

@@ -8,10 +8,14 @@ import contextlib
 import importlib.util
 import os
 import platform
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusiongemma import __version__
+
+if TYPE_CHECKING:  # its room loads torch
+    from diffusiongemma.model.config import ModelConfig
 
 RELEASED = "google/diffusiongemma-26B-A4B-it"
 RELEASED_BYTES = 52_000_000_000  # its weights in bfloat16
@@ -75,16 +79,23 @@ def gpus() -> Facts:
     return found
 
 
-def backends() -> Facts:
-    """Which code runs each kernel, on each device that there is."""
-    import torch
+def kernels(config: "ModelConfig") -> Facts:
+    """What a network would run on where it would be put, and why: its table of ops and its trunk.
 
-    from diffusiongemma.kernels.ops import backends as of
+    Nothing is compiled for it; what would be is taken to come out well.
+    """
+    from diffusiongemma.core.device import choose as place
+    from diffusiongemma.model.trunk import choose
 
-    found: Facts = {"cpu": of(torch.device("cpu"))}
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        found[f"cuda:{index}"] = of(torch.device("cuda", index))
-    return found
+    where = place(None, None, config.dtype)
+    choice = choose(config, where.device, where.dtype, make=False)
+    runs = {"trunk": choice.fact, **choice.ops.facts}
+    return {
+        "device": str(where.device),
+        "table": choice.ops.name,
+        "trunk": choice.trunk,
+        "ops": {name: asdict(fact) for name, fact in runs.items()},
+    }
 
 
 def fit(needed: int, found: Facts) -> Facts:

@@ -51,6 +51,11 @@ def choose(
     return Device(place, DTYPES[name], f"{place}: {why}; {name}: {source}")
 
 
+def on_host(x: torch.Tensor) -> bool:
+    """Whether a look at a tensor's values waits for no device."""
+    return x.device.type == "cpu"
+
+
 def settle_threads(device: torch.device, parameters: int) -> None:
     """Compute a small network on a CPU with one thread, unless OMP_NUM_THREADS says otherwise.
 

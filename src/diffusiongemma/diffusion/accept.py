@@ -8,13 +8,13 @@ Acceptance is decided anew at every step: a position accepted earlier is not kep
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from diffusiongemma.core.errors import OptionError
 from diffusiongemma.core.letters import brief
 from diffusiongemma.kernels.readout import Ask, Readout
+from diffusiongemma.kernels.refine import within_bound
 
 
 @runtime_checkable
@@ -75,13 +75,3 @@ class EntropyBound:
     def __call__(self, readout: Readout) -> Bool[Tensor, "B L"]:
         """Apply the bound to every row by itself."""
         return within_bound(readout.entropy_BL, self.bound)
-
-
-def within_bound(
-    entropy_BL: Float[Tensor, "B L"], bound: float | Float[Tensor, "B 1"]
-) -> Bool[Tensor, "B L"]:
-    """True for positions whose predecessors in ascending entropy sum to at most `bound`."""
-    ascending_BL, order_BL = entropy_BL.float().sort(dim=-1, stable=True)
-    before_BL = ascending_BL.cumsum(-1) - ascending_BL
-    inside_BL = before_BL <= bound
-    return torch.zeros_like(inside_BL).scatter(-1, order_BL, inside_BL)

@@ -4,14 +4,15 @@ Whatever decides a row's next step is in them, its seed and its options too: row
 options share a step, and a captured step serves them all. This file calls no network.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diffusiongemma.diffusion.config import SamplerConfig
-from diffusiongemma.diffusion.noise import draws, seed_words
+from diffusiongemma.kernels.philox import draws, seed_words
 
 DONE, BROKEN = 1, 2
 """Flags of a row: its canvas is stable and sure; the predictions are not numbers."""
@@ -66,14 +67,20 @@ class Drafts:
     sure_B: Float[Tensor, " B"]
     stable_B: Int[Tensor, " B"]
 
-    def __init__(self, vocabulary: int, expected_BLD: Float[Tensor, "B L D"]) -> None:
+    def __init__(
+        self,
+        vocabulary: int,
+        expected_BLD: Float[Tensor, "B L D"],
+        draw: Callable[..., tuple[Tensor, Tensor]] = draws,
+    ) -> None:
         """Make room; `open` comes next.
 
         Args:
             vocabulary: V, from which noise is drawn, all of it.
             expected_BLD: zeros in the network's width, format and place.
+            draw: the op that makes random numbers.
         """
-        self.vocabulary, self.expected_BLD = vocabulary, expected_BLD
+        self.vocabulary, self.expected_BLD, self._draw = vocabulary, expected_BLD, draw
         device, (rows, width) = expected_BLD.device, expected_BLD.shape[:2]
         self.canvas_BL = torch.zeros(rows, width, dtype=torch.int64, device=device)
         self.before_BL, self.best_BL = self.canvas_BL.clone(), self.canvas_BL - 1
@@ -84,6 +91,13 @@ class Drafts:
             setattr(self, name, self.canvas_BL[:, 0].clone())
         self.t_min_B, self.t_max_B = torch.zeros(2, rows, dtype=torch.float64, device=device)
         self.bound_B, self.sure_B = torch.zeros(2, rows, device=device)
+
+    @classmethod
+    def of(cls, network: Any, rows: int, width: int) -> "Drafts":
+        """Room for canvases of a network, with the random numbers of its table of ops."""
+        zeros = torch.zeros(rows, width, network.config.hidden_size, dtype=network.dtype)
+        made = zeros.to(network.device)
+        return cls(network.config.vocab_size, made, lambda *place: network.ops.draws(*place))
 
     @property
     def width(self) -> int:
@@ -131,7 +145,7 @@ class Drafts:
         self.best_BL[row] = -1
         here = slice(row, row + 1)
         place = (self.seed_B2[here], self.canvas_B[here], self.step_B[here])
-        self.canvas_BL[row] = draws(*place, self.width, self.vocabulary)[1][0]
+        self.canvas_BL[row] = self._draw(*place, self.width, self.vocabulary)[1][0]
 
     def begin(self, begun_B: Bool[Tensor, " B"]) -> None:
         """`follow` for the rows that a tensor marks, which the host never reads."""
@@ -150,14 +164,14 @@ class Drafts:
 
     def draws(self) -> tuple[Float[Tensor, "B L"], Int[Tensor, "B L"]]:
         """What decides the tokens of each row's step, and random tokens for every position."""
-        return draws(self.seed_B2, self.canvas_B, self.step_B, self.width, self.vocabulary)
+        return self._draw(self.seed_B2, self.canvas_B, self.step_B, self.width, self.vocabulary)
 
     def part(self, rows: Sequence[int], width: int) -> "Drafts":
         """Some rows as far as a width: these themselves if they are all, else copies (`put`)."""
         if width == self.width and list(rows) == list(range(len(self.canvas_BL))):
             return self
         made, some = Drafts.__new__(Drafts), list(rows)
-        made.vocabulary = self.vocabulary
+        made.vocabulary, made._draw = self.vocabulary, self._draw
         for name in (*_CANVASES, "expected_BLD"):
             setattr(made, name, getattr(self, name)[some, :width])
         for name in _ROWS:
@@ -177,7 +191,7 @@ class Drafts:
     def enlarged(self, rows: int, width: int) -> "Drafts":
         """The same canvases with room for more, or for wider ones."""
         shape = (rows, width, self.expected_BLD.shape[2])
-        made = Drafts(self.vocabulary, self.expected_BLD.new_zeros(shape))
+        made = Drafts(self.vocabulary, self.expected_BLD.new_zeros(shape), self._draw)
         own = range(len(self.seed_B2))
         made.put(own, self)
         for name in _ROWS:

@@ -5,6 +5,7 @@
 This file sees hidden states and what is read out of them, never the layers of the network.
 """
 
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -12,12 +13,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diffusiongemma.core.errors import OptionError
-from diffusiongemma.diffusion.accept import AcceptRule, shown, within_bound
+from diffusiongemma.diffusion.accept import AcceptRule, shown
 from diffusiongemma.diffusion.drafts import BROKEN, DONE, Drafts
-from diffusiongemma.kernels.fast import triton
+from diffusiongemma.kernels import refine as refining
+from diffusiongemma.kernels.ops import Ops
 from diffusiongemma.kernels.readout import Ask, Readout
-
-_WIDEST = 1024  # positions of a canvas that the kernel holds at once
 
 
 class RuleError(Exception):
@@ -36,6 +36,11 @@ class RuleError(Exception):
 @runtime_checkable
 class Reads(Protocol):
     """What a step needs of the network; `model.DiffusionGemma` has it."""
+
+    @property
+    def ops(self) -> Ops:
+        """The table."""
+        ...
 
     def readout(
         self,
@@ -75,7 +80,7 @@ def take(
     try:
         uniform_BL, noise_BL = drafts.draws()
         readout = network.readout(hidden_BLD, drafts.temperature_B(), uniform_BL, bias_V, ask)
-        refine(drafts, readout, noise_BL, rule)
+        refine(drafts, readout, noise_BL, network.ops, rule)
     except RuleError:
         drafts.step_B -= 1
         raise
@@ -86,6 +91,7 @@ def refine(
     drafts: Drafts,
     readout: Readout,
     noise_BL: Int[Tensor, "B L"],
+    ops: Ops,
     rule: AcceptRule | None = None,
 ) -> None:
     """Accept, re-noise the rest, decide whether to stop; all of it in the drafts.
@@ -94,6 +100,7 @@ def refine(
         drafts: the canvases that the readout is of.
         readout: what the network predicts for them.
         noise_BL: random tokens for every position; used where nothing is accepted.
+        ops: the table of the network.
         rule: which positions to accept, if not each row's entropy bound.
     """
     best_BL, entropy_BL = readout.best_BL, readout.entropy_BL
@@ -101,23 +108,12 @@ def refine(
     drafts.before_BL.copy_(drafts.canvas_BL)
     drafts.revised_BL.copy_((drafts.best_BL >= 0) & (best_BL != drafts.best_BL))
     drafts.revisions_B += drafts.revised_BL.sum(-1)
-    if ruled_BL is None and triton(best_BL) and drafts.width <= _WIDEST:
-        from diffusiongemma.kernels.triton import refine as kernel
-
-        canvas_BL, accepted_BL, repeats_B, done_B = kernel.refine(
-            readout.token_BL, best_BL, entropy_BL, noise_BL, drafts.best_BL, drafts.repeats_B,
-            drafts.bound_B, drafts.stable_B, drafts.sure_B,
-        )  # fmt: skip
-    else:
-        accepted_BL = ruled_BL
-        if accepted_BL is None:
-            accepted_BL = within_bound(entropy_BL, drafts.bound_B[:, None])
-        canvas_BL = torch.where(accepted_BL, readout.token_BL, noise_BL)
-        same_B = (best_BL == drafts.best_BL).all(-1)
-        repeats_B = torch.where(same_B, drafts.repeats_B + 1, 0)
-        # The mean over the whole canvas, tokens after the end of an answer included.
-        sure_B = entropy_BL.float().mean(-1) < drafts.sure_B
-        done_B = (repeats_B >= drafts.stable_B) & sure_B
+    # Another rule's acceptance is the reference's to take in: it is no part of a kernel.
+    op = ops.refine if ruled_BL is None else partial(refining.refine, accepted_BL=ruled_BL)
+    canvas_BL, accepted_BL, repeats_B, done_B = op(
+        readout.token_BL, best_BL, entropy_BL, noise_BL, drafts.best_BL, drafts.repeats_B,
+        drafts.bound_B, drafts.stable_B, drafts.sure_B,
+    )  # fmt: skip
     broken_B = ~entropy_BL.isfinite().all(-1)
     drafts.flags_B.copy_(DONE * done_B.long() + BROKEN * broken_B.long())
     for held, now in (

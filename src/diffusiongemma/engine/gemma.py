@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, SupportsIndex, Unpack
 
 import numpy as np
-import torch
 
 from diffusiongemma.checkpoint.folder import Kept, keep
 from diffusiongemma.core.device import Device

@@ -15,7 +15,7 @@ from torch import Tensor
 from diffusiongemma.diffusion.drafts import Drafts
 from diffusiongemma.diffusion.loop import Recipe
 from diffusiongemma.diffusion.step import take
-from diffusiongemma.kernels.fast import attempt, no_triton
+from diffusiongemma.kernels.ops import attempt
 from diffusiongemma.model import slots as slotted
 from diffusiongemma.model.context import Context
 from diffusiongemma.model.model import DiffusionGemma
@@ -50,9 +50,7 @@ class Steps:
         """
         self.model, self.bias_V, self.width = model, bias_V, width
         self.slots = Slots(context, width)
-        shape = (len(context.rows), width, model.config.hidden_size)
-        expected_BLD = torch.zeros(shape, dtype=model.dtype, device=model.device)
-        self.drafts = Drafts(model.config.vocab_size, expected_BLD)
+        self.drafts = Drafts.of(model, len(context.rows), width)
         self.commits_B = torch.zeros(len(context.rows), dtype=torch.bool, device=model.device)
         self._graphs: dict[str, torch.cuda.CUDAGraph] = {}
         self.plain = False
@@ -60,11 +58,7 @@ class Steps:
     @property
     def captured(self) -> bool:
         """Whether steps are replayed as graphs: on GPUs, where nothing needs the host."""
-        device, config = self.model.device, self.model.config
-        whole = device.type == "cuda" and self.model.dtype == torch.bfloat16
-        # Without Triton, quantised experts ask the host how many tokens each of them has.
-        needs_host = config.fp8 and no_triton(device) is not None
-        return whole and not needs_host and not self.plain
+        return self.model.ops.captured and not self.plain
 
     def serves(self, recipes: Sequence[Recipe], least: int, most: int) -> bool:
         """Whether these can be answered without a new capture, in the memory there is.

@@ -21,6 +21,7 @@ from diffusiongemma.dialog.settings import ImageSettings
 from diffusiongemma.dialog.tokenizer import Tokenizer
 from diffusiongemma.diffusion.config import SamplerConfig
 from diffusiongemma.engine.gemma import Gemma
+from diffusiongemma.kernels.ops import reference_asked
 from diffusiongemma.model.config import ModelConfig
 
 SHIPPED = Path(__file__).resolve().parent.parent / "small"
@@ -41,6 +42,7 @@ def load(
     token: str | None = None,
     offline: bool | None = None,
     progress: bool | None = None,
+    kernels: str = "auto",
 ) -> Gemma:
     """Open a DiffusionGemma checkpoint.
 
@@ -53,12 +55,16 @@ def load(
         token: for gated repositories; by default the one that the hub's tools have stored.
         offline: take nothing from the network.
         progress: show bars on standard error; by default if that is a terminal.
+        kernels: `auto` for the fastest there is; `reference` for layers and ops as they are
+            written, on any device: slow, and what hooks and replaced modules need.
 
     Raises:
         CheckpointError: files are missing, damaged, or cannot be fetched.
         ConfigError: the checkpoint asks for something that this code cannot honour.
         DeviceError: the machine lacks the device or format.
+        OptionError: `kernels`, or the environment's DIFFUSIONGEMMA_KERNELS, is something else.
     """
+    reference_asked(kernels)
     seen = sys.stderr is not None and sys.stderr.isatty()
     shown = seen if progress is None else progress
     folder = hub.find(
@@ -76,6 +82,7 @@ def load(
     tokenizer = Tokenizer.from_folder(folder)
     chat = None if tokenizer is None else open_chat(folder, tokenizer, config, eos)
     network = load_model(folder, config, device=place.device, dtype=place.dtype, progress=shown)
+    network.kernels = kernels
     return Gemma(
         network,
         chat=chat,

@@ -15,7 +15,7 @@ from diffusiongemma.diffusion.step import RuleError, take
 from diffusiongemma.engine import told
 from diffusiongemma.engine.events import Refined
 from diffusiongemma.engine.scheduler import Row
-from diffusiongemma.kernels.readout import Readout
+from diffusiongemma.kernels.readout import Ask, Readout
 from diffusiongemma.model.context import Context
 from diffusiongemma.model.model import DiffusionGemma, Inputs
 
@@ -159,7 +159,9 @@ class Runner:
         groups: defaultdict[tuple[int, ...], list[Row]] = defaultdict(list)
         for row in rows:
             recipe = self.seats[row.id].recipe
-            groups[row.width, *map(id, (recipe.bias_V, recipe.ask, recipe.rule))].append(row)
+            ask = recipe.ask or Ask()
+            ways = (recipe.bias_V, recipe.rule, ask.ids_BL, ask.members_V)
+            groups[row.width, ask.top, *map(id, ways)].append(row)
         found: dict[int, Seen] = {}
         for group in groups.values():
             found |= self._group(group)
@@ -254,9 +256,7 @@ class Runner:
         rows = 0 if self._drafts is None else len(self._drafts.canvas_B)
         free = next((n for n in range(rows) if n not in taken), rows)
         if self._drafts is None:
-            shape = (1, width, self.model.config.hidden_size)
-            zeros = torch.zeros(shape, dtype=self.model.dtype, device=self.model.device)
-            self._drafts = Drafts(self.model.config.vocab_size, zeros)
+            self._drafts = Drafts.of(self.model, 1, width)
         elif free == rows or width > self._drafts.width:
             most = max(rows, free + 1), max(width, self._drafts.width)
             self._drafts = self._drafts.enlarged(*most)

@@ -8,21 +8,24 @@ bit, whoever else is in the batch.
 Reference: tokens are sorted by expert and each expert multiplies its own group.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffusiongemma.kernels.fast import CHUNK, attempt, fast, triton
-from diffusiongemma.kernels.gated import gated
-from diffusiongemma.kernels.linear import OUTPUTS, ROWS, linear
+from diffusiongemma.kernels.gated import gated, gated_at_once, gated_by_shares
+from diffusiongemma.kernels.linear import CHUNK, OUTPUTS, ROWS, linear
 
 # Products of a token and a gate_up weight, up to which every expert takes every token. In float32 a
 # call is cheaper and a product dearer than in bfloat16, and it never paid.
 _ALL = {torch.bfloat16: 1 << 23}
 _BLOCK = 128  # tokens of one expert that multiply together in `blocked`
 _FEW = 4  # experts for each that a token goes to, up to which copies of weights are few
+
+Op = Callable[[Tensor, Tensor], Tensor]
 
 
 def experts(
@@ -31,6 +34,8 @@ def experts(
     weight_SG: Float[Tensor, "S G"],
     gate_up: Float[Tensor, "E two_F D"],
     down_EDF: Float[Tensor, "E D F"],
+    linear: Op = linear,
+    gated: Op = gated,
 ) -> Float[Tensor, "S D"]:
     """Send every token through its experts and add up what comes back.
 
@@ -40,29 +45,35 @@ def experts(
         weight_SG: what each expert's answer counts, float32.
         gate_up: gate rows, then up rows, of each expert.
         down_EDF: the way back.
+        linear: the product.
+        gated: the activation.
     """
-    wide = min(gate_up.shape[1], down_EDF.shape[1]) >= OUTPUTS
-    twin = plain
-    if fast(x_SD):
-        twin = _lean if wide else plain
-    elif (
-        x_SD.device.type != "cpu"
-        and x_SD.dtype == torch.float32
-        and len(gate_up) <= _FEW * expert_SG.shape[1]
-    ):
-        twin = blocked
-    elif x_SD.is_cuda and x_SD.dtype == torch.bfloat16:
-        twin = _triton if triton(x_SD) else grouped
-    return twin(x_SD, expert_SG, weight_SG, gate_up, down_EDF)
+    order = expert_SG.reshape(-1).argsort(stable=True)
+    counts = torch.bincount(expert_SG.reshape(-1), minlength=gate_up.shape[0]).tolist()
+    source = order // expert_SG.shape[1]
+    answers, start = [], 0
+    for expert, count in enumerate(counts):
+        if count:
+            group = x_SD[source[start : start + count]]
+            gate, up = linear(group, gate_up[expert]).chunk(2, dim=-1)
+            answers.append(linear(gated(gate, up), down_EDF[expert]))
+            start += count
+    weighted = torch.cat(answers).float() * weight_SG.reshape(-1)[order, None]
+    return _summed(weighted, order, expert_SG, x_SD)
 
 
-def _triton(
-    x_SD: Tensor, expert_SG: Tensor, weight_SG: Tensor, gate_up: Tensor, down_EDF: Tensor
-) -> Tensor:
-    from diffusiongemma.kernels.triton import experts as quick
-
+def blocked_if_few(
+    x_SD: Float[Tensor, "S D"],
+    expert_SG: Int[Tensor, "S G"],
+    weight_SG: Float[Tensor, "S G"],
+    gate_up: Float[Tensor, "E two_F D"],
+    down_EDF: Float[Tensor, "E D F"],
+) -> Float[Tensor, "S D"]:
+    """For GPUs in float32: in blocks, unless that would be too many copies of weights."""
     given = (x_SD, expert_SG, weight_SG, gate_up, down_EDF)
-    return attempt(x_SD.device, lambda: quick.experts(*given), lambda: grouped(*given))
+    if len(gate_up) <= _FEW * expert_SG.shape[1]:
+        return blocked(*given)
+    return experts(*given, F.linear, gated_at_once)
 
 
 def grouped(
@@ -108,7 +119,7 @@ def blocked(
     down = (pick_KE @ down_EDF.flatten(1)).view(-1, width, both // 2).transpose(1, 2)
     x = x_SD.index_select(0, source).view(len(whose_K), -1, width)
     parts = (torch.bmm(x, part).flatten(0, 1) for part in (gate, up))
-    hidden = gated(*parts).view(len(whose_K), -1, both // 2)
+    hidden = gated_at_once(*parts).view(len(whose_K), -1, both // 2)
     answers = torch.bmm(hidden, down).view(-1, width)
     weight_N1 = weight_SG.reshape(-1, 1)
     chosen = answers.index_select(0, slot_N).float() * weight_N1
@@ -139,45 +150,16 @@ def _blocks(expert_SG: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     return slot_N, source, (place_K1 >= ends_E).sum(1).clamp(max=count - 1)
 
 
-def plain(
+def sorted_experts(
     x_SD: Float[Tensor, "S D"],
     expert_SG: Int[Tensor, "S G"],
     weight_SG: Float[Tensor, "S G"],
     gate_up: Float[Tensor, "E two_F D"],
     down_EDF: Float[Tensor, "E D F"],
 ) -> Float[Tensor, "S D"]:
-    """The reference."""
-    order = expert_SG.reshape(-1).argsort(stable=True)
-    counts = torch.bincount(expert_SG.reshape(-1), minlength=gate_up.shape[0]).tolist()
-    source = order // expert_SG.shape[1]
-    answers, start = [], 0
-    for expert, count in enumerate(counts):
-        if count:
-            group = x_SD[source[start : start + count]]
-            answers.append(_feed(group, gate_up[expert], down_EDF[expert]))
-            start += count
-    weighted = torch.cat(answers).float() * weight_SG.reshape(-1)[order, None]
-    return _summed(weighted, order, expert_SG, x_SD)
-
-
-def _summed(weighted: Tensor, order: Tensor, expert_SG: Tensor, x_SD: Tensor) -> Tensor:
-    # Back to the token's own slots, ordered by expert number, so that the order in which a
-    # token's answers are added is the same in every batch.
-    slot = torch.empty_like(order)
-    slot[order] = torch.arange(order.numel(), device=order.device)
-    slot_SG = slot.view(expert_SG.shape).sort(dim=1).values
-    return weighted[slot_SG].sum(dim=1).to(x_SD.dtype)
-
-
-def _feed(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    gate, up = linear(x, gate_up).chunk(2, dim=-1)
-    return linear(gated(gate, up), down)
-
-
-def _lean(
-    x_SD: Tensor, expert_SG: Tensor, weight_SG: Tensor, gate_up: Tensor, down_EDF: Tensor
-) -> Tensor:
-    """One buffer for all groups; each begins at a multiple of four rows (see `linear`)."""
+    """For CPUs: one buffer; each group begins at a multiple of four rows (see `linear`)."""
+    if min(gate_up.shape[1], down_EDF.shape[1]) < OUTPUTS:
+        return experts(x_SD, expert_SG, weight_SG, gate_up, down_EDF)
     expert_SG, place_SG = expert_SG.sort(dim=1)
     weight_SG = weight_SG.gather(1, place_SG)
     tokens, count = len(x_SD), gate_up.shape[0]
@@ -190,10 +172,19 @@ def _lean(
     for expert, start, stop in groups:
         torch.mm(x[start:stop], gate_up[expert].t(), out=hidden[start:stop])
     gate, up = hidden.chunk(2, dim=-1)
-    hidden = gated(gate, up)
+    hidden = gated_by_shares(gate, up)
     for expert, start, stop in groups:
         torch.mm(hidden[start:stop], down_EDF[expert].t(), out=x[start:stop])
     return _gathered(x, slot_SG, weight_SG)
+
+
+def _summed(weighted: Tensor, order: Tensor, expert_SG: Tensor, x_SD: Tensor) -> Tensor:
+    # Back to the token's own slots, ordered by expert number, so that the order in which a
+    # token's answers are added is the same in every batch.
+    slot = torch.empty_like(order)
+    slot[order] = torch.arange(order.numel(), device=order.device)
+    slot_SG = slot.view(expert_SG.shape).sort(dim=1).values
+    return weighted[slot_SG].sum(dim=1).to(x_SD.dtype)
 
 
 def _all(x_SD: Tensor, gate_up: Tensor, down_EDF: Tensor) -> Tensor:
@@ -203,7 +194,7 @@ def _all(x_SD: Tensor, gate_up: Tensor, down_EDF: Tensor) -> Tensor:
     count, width = gate_up.shape[0], x_SD.shape[1]
     hidden = F.linear(x_SD, gate_up.view(-1, width)).view(len(x_SD) * count, -1)
     gate, up = hidden.chunk(2, dim=-1)
-    hidden = gated(gate, up).view(len(x_SD), count, -1).transpose(0, 1)
+    hidden = gated_by_shares(gate, up).view(len(x_SD), count, -1).transpose(0, 1)
     return torch.bmm(hidden, down_EDF.transpose(1, 2)).view(-1, width)
 
 

@@ -9,18 +9,21 @@ takes another kernel (with 1 to 16 threads and up to 300 rows, the counts that d
 5-7, 9-11, 17-19 and 25-27: never a multiple of four). Fewer than sixteen outputs, as a router of
 eight experts has, differ by more. A single bfloat16 row differs too, from 1,408 outputs on. With
 rows padded to a multiple of four, and outputs to sixteen, nothing was seen to differ in any format.
+On a GPU nothing of this is promised, and nothing padded: there `F.linear` is the product.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusiongemma.kernels.fast import fast
-
 ROWS, OUTPUTS = 4, 16
+CHUNK = 1 << 16
+"""Elements of a float32 scratch that a twin for CPUs works on at a time: a quarter megabyte, so
+that it stays in a core's own cache and the allocator never has to ask the system for its pages."""
+
 _SMALL = 100_000  # bytes of weights that are copied in less time than a call takes
 
 
@@ -32,7 +35,7 @@ def linear(x_SD: Float[Tensor, "S D"], weight_FD: Float[Tensor, "F D"]) -> Float
         weight_FD: one output channel a row, as `torch.nn.Linear` stores it.
     """
     rows, outputs = x_SD.shape[0], weight_FD.shape[0]
-    if x_SD.device.type != "cpu" or (rows % ROWS == 0 and outputs >= OUTPUTS):
+    if rows % ROWS == 0 and outputs >= OUTPUTS:
         return F.linear(x_SD, weight_FD)
     if rows % ROWS:
         x_SD = F.pad(x_SD, (0, 0, 0, -rows % ROWS))
@@ -42,9 +45,18 @@ def linear(x_SD: Float[Tensor, "S D"], weight_FD: Float[Tensor, "F D"]) -> Float
 
 
 def linears(
+    x_SD: Float[Tensor, "S D"],
+    weights: Sequence[Float[Tensor, "_ D"]],
+    linear: Callable[[Tensor, Tensor], Tensor] = linear,
+) -> Sequence[Float[Tensor, "S _"]]:
+    """Multiply every row with several weights, one product each."""
+    return [linear(x_SD, weight) for weight in weights]
+
+
+def joined_linears(
     x_SD: Float[Tensor, "S D"], weights: Sequence[Float[Tensor, "_ D"]]
 ) -> Sequence[Float[Tensor, "S _"]]:
-    """Multiply every row with several weights: one product if they are small, else one each."""
-    if sum(weight.nbytes for weight in weights) > _SMALL or not fast(x_SD):
-        return [linear(x_SD, weight) for weight in weights]
+    """The same, with one product of small weights."""
+    if sum(weight.nbytes for weight in weights) > _SMALL:
+        return linears(x_SD, weights)
     return linear(x_SD, torch.cat(list(weights))).split([len(weight) for weight in weights], dim=-1)

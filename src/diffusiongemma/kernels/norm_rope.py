@@ -6,42 +6,43 @@ h + H/2. "Proportional" partial rotation (Gemma's full layers): the frequencies 
 whole head, but only the first `partial` share of the H/2 pairs turns; the rest have frequency 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffusiongemma.kernels.fast import fast
+Norm = Callable[[Tensor, Tensor | None, float], Tensor]
+Turn = tuple[Float[Tensor, "S 1 H"], Float[Tensor, "S 1 H"]]
+"""Cosine and sine of every token's rotation, float32; see `rotation`."""
 
 
 def rms_norm(
     x: Float[Tensor, "*axes D"], weight_D: Float[Tensor, " D"] | None, eps: float
 ) -> Float[Tensor, "*axes D"]:
     """x / sqrt(mean(x^2) + eps), times the weight where there is one, in the dtype of x."""
-    if fast(x) or (
-        x.is_cuda and x.dtype == torch.float32
-    ):  # the same formula in one call; it warns of a weight in another format
-        weight_D = None if weight_D is None else weight_D.to(x.dtype)
-        return torch.rms_norm(x, x.shape[-1:], weight_D, eps)
-    return plain(x, weight_D, eps).to(x.dtype)
+    wide = x.float()
+    normed = wide * torch.pow(wide.pow(2).mean(-1, keepdim=True) + eps, -0.5)
+    return (normed if weight_D is None else normed * weight_D.float()).to(x.dtype)
+
+
+def rms_norm_at_once(
+    x: Float[Tensor, "*axes D"], weight_D: Float[Tensor, " D"] | None, eps: float
+) -> Float[Tensor, "*axes D"]:
+    """The same formula in one call of torch; it warns of a weight in another format."""
+    weight_D = None if weight_D is None else weight_D.to(x.dtype)
+    return torch.rms_norm(x, x.shape[-1:], weight_D, eps)
 
 
 def rms_norms(
-    x: Float[Tensor, "*axes D"], weights: Sequence[Float[Tensor, " D"]], eps: float
+    x: Float[Tensor, "*axes D"],
+    weights: Sequence[Float[Tensor, " D"]],
+    eps: float,
+    norm: Norm = rms_norm,
 ) -> list[Float[Tensor, "*axes D"]]:
     """`rms_norm` with each of several weights; x is normed once."""
-    normed = rms_norm(x.float(), None, eps)
+    normed = norm(x.float(), None, eps)
     return [(normed * weight_D.float()).to(x.dtype) for weight_D in weights]
-
-
-def plain(
-    x: Float[Tensor, "*axes D"], weight_D: Float[Tensor, " D"] | None, eps: float
-) -> Float[Tensor, "*axes D"]:
-    """The formula as it is written, in float32."""
-    wide = x.float()
-    normed = wide * torch.pow(wide.pow(2).mean(-1, keepdim=True) + eps, -0.5)
-    return normed if weight_D is None else normed * weight_D.float()
 
 
 def frequencies(width: int, theta: float, partial: float, device: torch.device) -> Tensor:
@@ -71,23 +72,30 @@ def rotation(
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-def turned(
-    x_SNH: Float[Tensor, "S N H"], turn: tuple[Float[Tensor, "S 1 H"], Float[Tensor, "S 1 H"]]
-) -> Float[Tensor, "S N H"]:
+def turned(x_SNH: Float[Tensor, "S N H"], turn: Turn) -> Float[Tensor, "S N H"]:
     """Rotate every head of each token by the token's position, in float32."""
     cos, sin = turn
+    return x_SNH * cos + _crossed(x_SNH) * sin
+
+
+def turned_in_place(x_SNH: Float[Tensor, "S N H"], turn: Turn) -> Float[Tensor, "S N H"]:
+    """The same in fewer tensors, which autograd cannot follow; x stays as it is."""
+    cos, sin = turn
+    return _crossed(x_SNH).mul_(sin).add_(x_SNH * cos)
+
+
+def _crossed(x_SNH: Tensor) -> Tensor:
     low, high = x_SNH.chunk(2, dim=-1)
-    crossed = torch.cat([high, low], dim=-1)
-    if fast(x_SNH):
-        return crossed.mul_(sin).add_(x_SNH * cos)
-    return x_SNH * cos + crossed * sin
+    return torch.cat([high, low], dim=-1)
 
 
 def norm_rope(
     x_SNH: Float[Tensor, "S N H"],
     weight_H: Float[Tensor, " H"] | None,
     eps: float,
-    turn: tuple[Float[Tensor, "S 1 H"], Float[Tensor, "S 1 H"]],
+    turn: Turn,
+    norm: Norm = rms_norm,
+    turned: Callable[[Tensor, Turn], Tensor] = turned,
 ) -> Float[Tensor, "S N H"]:
     """RMS norm of each head, then rotation by position; rounded once, at the end."""
-    return turned(rms_norm(x_SNH.float(), weight_H, eps), turn).to(x_SNH.dtype)
+    return turned(norm(x_SNH.float(), weight_H, eps), turn).to(x_SNH.dtype)

@@ -7,16 +7,17 @@ in float32, clamps to plus and minus 448, and rounds to the nearest, ties to eve
 product of two e4m3 is exact in float32, sums are float32 in an order that the batch has no part
 in, so row s depends on row s of x alone, bit for bit.
 
-The reference runs on the CPU and wherever the fast twin cannot. The fast twin is
-`torch._scaled_mm` with a scale for each row and each channel, on GPUs of capability 8.9 and up; it
-asks one small product whether it may run at all.
+The reference runs on the CPU and wherever the twin for GPUs cannot. That twin is
+`torch._scaled_mm` with a scale for each row and each channel, on GPUs of capability 8.9 and up; one
+small product tells whether it may run at all (`multiplies`).
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -73,87 +74,82 @@ def _rounded(wide: Tensor, scale: Tensor) -> Tensor:
 def widen(q: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
     """e4m3 as float32, exactly.
 
-    On the CPU by way of float16, whose layout differs by one bit of exponent and a factor of 256:
-    several times as fast as torch's own conversion. A code that is no number becomes 480 there; no
+    By way of float16, whose layout differs by one bit of exponent and a factor of 256: on a CPU
+    several times as fast as torch's own conversion. A code that is no number becomes 480; no
     quantised weight holds one, and a row that is no number has such a scale.
     """
-    if q.device.type != "cpu":
-        return q.float()
     bits = q.view(torch.int8).to(torch.int16).mul_(128).bitwise_and_(~0x4000)
     return bits.view(torch.float16).float().mul_(256.0)
 
 
-def fp8_linear(
-    x_SD: Float[Tensor, "S D"], weight_FD: Float[Tensor, "F D"], scale_F: Float[Tensor, " F"]
-) -> Float[Tensor, "S F"]:
-    """Multiply every row with a weight in e4m3.
-
-    Args:
-        x_SD: rows, any number, in the format of the activations.
-        weight_FD: one output channel a row, float8_e4m3fn.
-        scale_F: of each output channel, float32.
-    """
-    return fp8_linears(x_SD, [(weight_FD, scale_F)])[0]
-
-
-def fp8_linears(
-    x_SD: Float[Tensor, "S D"], weights: Sequence[tuple[Tensor, Tensor]]
-) -> list[Float[Tensor, "S _"]]:
-    """Multiply every row with several weights; the rows are quantised once.
-
-    Args:
-        x_SD: rows.
-        weights: pairs of weight and scale, as `fp8_linear` takes them.
-    """
-    rows = quantise_rows(x_SD)
-    return [product(rows, weight_FD, scale_F, x_SD.dtype) for weight_FD, scale_F in weights]
-
-
 def product(
-    rows: Rows, weight_FD: Float[Tensor, "F D"], scale_F: Float[Tensor, " F"], dtype: torch.dtype
+    rows: Rows,
+    weight_FD: Float[Tensor, "F D"],
+    scale_F: Float[Tensor, " F"],
+    dtype: torch.dtype,
+    linear: Callable[[Tensor, Tensor], Tensor] = linear,
+    widen: Callable[[Tensor], Tensor] = widen,
 ) -> Float[Tensor, "S F"]:
-    """Rows that are quantised already, times a weight in e4m3.
+    """Rows that are quantised already, times a weight in e4m3: the reference, of widened numbers.
 
     Args:
         rows: q (S, D) and scale (S,).
         weight_FD: one output channel a row.
         scale_F: of each output channel, float32.
         dtype: of the result.
+        linear: the product of what is widened.
+        widen: exactly, to float32.
     """
-    twin = _scaled if fast(rows.q.device, weight_FD, dtype) else plain
-    return twin(*rows, weight_FD, scale_F, dtype)
-
-
-def plain(
-    q_SD: Tensor, scale_S: Tensor, weight_FD: Tensor, scale_F: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """The reference, from rows that are quantised already."""
-    q_SD = widen(q_SD)
-    rows = max(OUTPUTS, _TOGETHER // weight_FD.shape[1])
-    parts = [linear(q_SD, widen(part)) for part in weight_FD.split(rows)]
+    q_SD = widen(rows.q)
+    some = max(OUTPUTS, _TOGETHER // weight_FD.shape[1])
+    parts = [linear(q_SD, widen(part)) for part in weight_FD.split(some)]
     product_SF = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-    return product_SF.mul_(scale_S[:, None]).mul_(scale_F).to(dtype)
+    return product_SF.mul_(rows.scale[:, None]).mul_(scale_F).to(dtype)
+
+
+def widened_product(
+    rows: Rows, weight_FD: Float[Tensor, "F D"], scale_F: Float[Tensor, " F"], dtype: torch.dtype
+) -> Float[Tensor, "S F"]:
+    """For GPUs that do not multiply e4m3."""
+    return product(rows, weight_FD, scale_F, dtype, F.linear, Tensor.float)
+
+
+def scaled_product(
+    rows: Rows, weight_FD: Float[Tensor, "F D"], scale_F: Float[Tensor, " F"], dtype: torch.dtype
+) -> Float[Tensor, "S F"]:
+    """For GPUs that do, where the widths fit: sums in full float32."""
+    if dtype != torch.bfloat16 or any(width % _MULTIPLE for width in weight_FD.shape):
+        return widened_product(rows, weight_FD, scale_F, dtype)
+    return _scaled(*rows, weight_FD, scale_F, dtype)
+
+
+def fp8_linears(
+    x_SD: Float[Tensor, "S D"],
+    weights: Sequence[tuple[Tensor, Tensor]],
+    product: Callable[[Rows, Tensor, Tensor, torch.dtype], Tensor] = product,
+) -> list[Float[Tensor, "S _"]]:
+    """Multiply every row with several weights in e4m3; the rows are quantised once.
+
+    Args:
+        x_SD: rows, any number, in the format of the activations.
+        weights: pairs of weight, one output channel a row, and scale of each, float32.
+        product: of quantised rows with one weight.
+    """
+    rows = quantise_rows(x_SD)
+    return [product(rows, weight_FD, scale_F, x_SD.dtype) for weight_FD, scale_F in weights]
 
 
 def _scaled(
     q_SD: Tensor, scale_S: Tensor, weight_FD: Tensor, scale_F: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """torch's product with scales; sums in full float32."""
+    """torch's product with scales."""
     scaled = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage]
     across, down = scale_S[:, None], scale_F[None]
     return scaled(q_SD, weight_FD.t(), scale_a=across, scale_b=down, out_dtype=dtype)
 
 
-def fast(device: torch.device, weight_FD: Float[Tensor, "F D"], dtype: torch.dtype) -> bool:
-    """Whether the GPU's twin can multiply rows with this weight, to a result of this dtype."""
-    if device.type != "cuda" or dtype != torch.bfloat16:
-        return False
-    fits = weight_FD.shape[0] % _MULTIPLE == 0 and weight_FD.shape[1] % _MULTIPLE == 0
-    return fits and _runs(device.index or 0)
-
-
 @functools.cache
-def _runs(index: int) -> bool:
+def multiplies(index: int) -> bool:
     """Whether this GPU takes a product with scales of rows and channels."""
     if torch.cuda.get_device_capability(index) < CAPABILITY:
         return False

@@ -1,19 +1,21 @@
-"""Routed experts in e4m3: which twin runs, and the one for CPUs.
+"""Routed experts in e4m3 without kernels of our own.
 
 Contract: that of `experts_fp8`, whose reference says what is rounded to what. Here a row's bits do
 not depend on the batch, which the reference does not promise on a CPU, and a last group of hidden
-channels may be shorter than 64. On a GPU the Triton twin runs if it can; it needs whole groups.
+channels may be shorter than 64. Tokens are sorted by expert, and each multiplies its own group.
 """
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffusiongemma.kernels.experts import Op
 from diffusiongemma.kernels.experts_fp8 import GROUP
-from diffusiongemma.kernels.fast import attempt, triton
 from diffusiongemma.kernels.gated import gated
 from diffusiongemma.kernels.linear import linear
-from diffusiongemma.kernels.quantised import CAPABILITY, quantise_rows, widen
+from diffusiongemma.kernels.quantised import quantise_rows, widen
 
 
 def experts_fp8(
@@ -24,6 +26,9 @@ def experts_fp8(
     gate_up_scale: Float[Tensor, "E two_F"],
     down_q: Float[Tensor, "E D F"],
     down_scale: Float[Tensor, "E D"],
+    linear: Op = linear,
+    gated: Op = gated,
+    widen: Callable[[Tensor], Tensor] = widen,
 ) -> Float[Tensor, "S D"]:
     """Send every token through its experts and add up what comes back.
 
@@ -35,26 +40,10 @@ def experts_fp8(
         gate_up_scale: of each of these rows, float32.
         down_q: the way back, float8_e4m3fn.
         down_scale: of each of its rows, float32.
+        linear: the product of what is widened.
+        gated: the activation, float32.
+        widen: exactly, to float32.
     """
-    weights = (gate_up_q, gate_up_scale, down_q, down_scale)
-    if triton(x_SD) and down_q.shape[2] % GROUP == 0 and _capable(x_SD.device):
-        from diffusiongemma.kernels.triton.experts_fp8 import experts_fp8 as twin
-
-        given = (x_SD, expert_SG, weight_SG, *weights)
-        return attempt(x_SD.device, lambda: twin(*given), lambda: lean(*given))
-    return lean(x_SD, expert_SG, weight_SG, *weights)
-
-
-def lean(
-    x_SD: Tensor,
-    expert_SG: Tensor,
-    weight_SG: Tensor,
-    gate_up_q: Tensor,
-    gate_up_scale: Tensor,
-    down_q: Tensor,
-    down_scale: Tensor,
-) -> Tensor:
-    """Tokens are sorted by expert, and each expert multiplies its own group."""
     tokens, chosen = expert_SG.shape
     q_SD, scale_S = quantise_rows(x_SD)
     q_SD = widen(q_SD)
@@ -67,7 +56,7 @@ def lean(
             rows = source[start : start + count]
             both = linear(q_SD[rows], widen(gate_up_q[expert])).mul_(scale_S[rows, None])
             gate, up = both.mul_(gate_up_scale[expert]).chunk(2, dim=-1)
-            answer = _down(gated(gate, up), down_q[expert]).mul_(down_scale[expert])
+            answer = _down(gated(gate, up), down_q[expert], linear, widen).mul_(down_scale[expert])
             answers.append(answer.to(x_SD.dtype))
             start += count
     weighted = torch.cat(answers).float() * weight_SG.reshape(-1)[order, None]
@@ -77,7 +66,9 @@ def lean(
     return weighted[slot_SG].sum(dim=1).to(x_SD.dtype)
 
 
-def _down(hidden_SF: Tensor, down_q: Tensor) -> Tensor:
+def _down(
+    hidden_SF: Tensor, down_q: Tensor, linear: Op, widen: Callable[[Tensor], Tensor]
+) -> Tensor:
     """The way back, group by group, float32."""
     parts = zip(hidden_SF.split(GROUP, dim=1), widen(down_q).split(GROUP, dim=1), strict=True)
     total = None
@@ -87,7 +78,3 @@ def _down(hidden_SF: Tensor, down_q: Tensor) -> Tensor:
         total = part if total is None else total.add_(part)
     assert total is not None
     return total
-
-
-def _capable(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= CAPABILITY

@@ -8,14 +8,14 @@ p = softmax(x):
     soft    = round(p) @ E * scale
 
 No caller ever sees a tensor of vocabulary size, so that the fast twins may keep it in pieces or
-never make it. The reference is here, one row of the batch at a time, in plain torch; the CPU's twin
-is in `readout_cpu`.
+never make it. The reference is here, one row of the batch at a time, in plain torch; what a CPU's
+twin makes of some positions is in `readout_cpu`.
 
 What is asked beside these four (`Ask`) is found by a second look at logits made anew, the same
 function for all twins: whoever asks more changes no bit of the usual.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -24,7 +24,6 @@ from torch import Tensor
 
 from diffusiongemma.core.brief import Brief
 from diffusiongemma.kernels.draw import draw
-from diffusiongemma.kernels.fast import attempt, fast, triton
 from diffusiongemma.kernels.linear import linear
 from diffusiongemma.kernels.native import readout as native
 from diffusiongemma.kernels.readout_cpu import read_positions
@@ -82,7 +81,10 @@ class Readout(Brief):
 
 
 def softcapped(
-    hidden_SD: Float[Tensor, "S D"], embedding_VD: Float[Tensor, "V D"], cap: float
+    hidden_SD: Float[Tensor, "S D"],
+    embedding_VD: Float[Tensor, "V D"],
+    cap: float,
+    linear: Callable[[Tensor, Tensor], Tensor] = linear,
 ) -> Float[Tensor, "S V"]:
     """Logits: the product in the weights' dtype, the soft cap in float32."""
     return torch.tanh(linear(hidden_SD, embedding_VD).float() / cap) * cap
@@ -112,8 +114,9 @@ def readout(
     temperature_B: Float[Tensor, " B"],
     uniform_BL: Float[Tensor, "B L"],
     bias_V: Float[Tensor, " V"] | None = None,
+    linear: Callable[[Tensor, Tensor], Tensor] = linear,
 ) -> Readout:
-    """Read the vocabulary for every canvas position.
+    """Read the vocabulary for every canvas position: the reference, one row after the other.
 
     Args:
         hidden_BLD: hidden states after the final norm.
@@ -123,14 +126,19 @@ def readout(
         temperature_B: one temperature a row, above 0.
         uniform_BL: one number in [0, 1) a position, float64, that decides the sampled token.
         bias_V: added to the softcapped logits of every position, float32.
+        linear: the product.
     """
-    given = (hidden_BLD, embedding_VD, cap, scale, temperature_B, uniform_BL, bias_V)
-    if fast(hidden_BLD):
-        fits = native.fits(hidden_BLD, embedding_VD, temperature_B, uniform_BL, bias_V)
-        return (_native if fits else _lean)(*given)
-    if triton(hidden_BLD) and embedding_VD.dtype == torch.bfloat16:
-        return attempt(hidden_BLD.device, lambda: _triton(*given), lambda: _plain(*given))
-    return _plain(*given)
+    rows = []
+    for hidden_LD, temperature, uniform_L in zip(
+        hidden_BLD, temperature_B, uniform_BL, strict=True
+    ):
+        x_LV = _tempered(hidden_LD, embedding_VD, cap, temperature, bias_V, linear)
+        p_LV, log_LV = torch.softmax(x_LV, dim=-1), torch.log_softmax(x_LV, dim=-1)
+        entropy_L = -(p_LV * log_LV).sum(-1)
+        soft_LD = expected_embedding(p_LV, embedding_VD, scale)
+        rows.append((draw(p_LV, uniform_L), x_LV.argmax(-1), entropy_L, soft_LD))
+    token_BL, best_BL, entropy_BL, soft_BLD = map(torch.stack, zip(*rows, strict=True))
+    return Readout(token_BL=token_BL, best_BL=best_BL, entropy_BL=entropy_BL, soft_BLD=soft_BLD)
 
 
 def second_look(
@@ -168,45 +176,28 @@ def second_look(
 
 
 def _tempered(
-    hidden_LD: Tensor, embedding_VD: Tensor, cap: float, temperature: Tensor, bias_V: Tensor | None
+    hidden_LD: Tensor,
+    embedding_VD: Tensor,
+    cap: float,
+    temperature: Tensor,
+    bias_V: Tensor | None,
+    linear: Callable[[Tensor, Tensor], Tensor] = linear,
 ) -> Float[Tensor, "L V"]:
-    x_LV = softcapped(hidden_LD, embedding_VD, cap)
+    x_LV = softcapped(hidden_LD, embedding_VD, cap, linear)
     return (x_LV if bias_V is None else x_LV + bias_V) / temperature
 
 
-def _plain(
-    hidden_BLD: Tensor,
-    embedding_VD: Tensor,
+def readout_by_shares(
+    hidden_BLD: Float[Tensor, "B L D"],
+    embedding_VD: Float[Tensor, "V D"],
+    *,
     cap: float,
     scale: Tensor,
-    temperature_B: Tensor,
-    uniform_BL: Tensor,
-    bias_V: Tensor | None,
+    temperature_B: Float[Tensor, " B"],
+    uniform_BL: Float[Tensor, "B L"],
+    bias_V: Float[Tensor, " V"] | None = None,
 ) -> Readout:
-    """The reference: one row after the other."""
-    rows = []
-    for hidden_LD, temperature, uniform_L in zip(
-        hidden_BLD, temperature_B, uniform_BL, strict=True
-    ):
-        x_LV = _tempered(hidden_LD, embedding_VD, cap, temperature, bias_V)
-        p_LV, log_LV = torch.softmax(x_LV, dim=-1), torch.log_softmax(x_LV, dim=-1)
-        entropy_L = -(p_LV * log_LV).sum(-1)
-        soft_LD = expected_embedding(p_LV, embedding_VD, scale)
-        rows.append((draw(p_LV, uniform_L), x_LV.argmax(-1), entropy_L, soft_LD))
-    token_BL, best_BL, entropy_BL, soft_BLD = map(torch.stack, zip(*rows, strict=True))
-    return Readout(token_BL=token_BL, best_BL=best_BL, entropy_BL=entropy_BL, soft_BLD=soft_BLD)
-
-
-def _lean(
-    hidden_BLD: Tensor,
-    embedding_VD: Tensor,
-    cap: float,
-    scale: Tensor,
-    temperature_B: Tensor,
-    uniform_BL: Tensor,
-    bias_V: Tensor | None,
-) -> Readout:
-    """The CPU's twin; small vocabularies are read for several rows together."""
+    """For CPUs; small vocabularies are read for several rows together."""
     rows, length, _ = hidden_BLD.shape
     some = max(1, _TOGETHER // (length * len(embedding_VD)))
     read, soft = [], []
@@ -217,47 +208,31 @@ def _lean(
         read.append(read_positions(p_SV, uniform_BL[part].flatten(), heat_S, cap, bias_V))
         soft += [expected_embedding(p_LV, embedding_VD, scale) for p_LV in p_SV.split(length)]
     token_S, best_S, entropy_S = map(torch.cat, zip(*read, strict=True))
-    return _by_rows(token_S, best_S, entropy_S, torch.cat(soft), hidden_BLD)
+    return by_rows(token_S, best_S, entropy_S, torch.cat(soft), hidden_BLD)
 
 
-def _native(
-    hidden_BLD: Tensor,
-    embedding_VD: Tensor,
+def readout_compiled(
+    hidden_BLD: Float[Tensor, "B L D"],
+    embedding_VD: Float[Tensor, "V D"],
+    *,
     cap: float,
     scale: Tensor,
-    temperature_B: Tensor,
-    uniform_BL: Tensor,
-    bias_V: Tensor | None,
+    temperature_B: Float[Tensor, " B"],
+    uniform_BL: Float[Tensor, "B L"],
+    bias_V: Float[Tensor, " V"] | None = None,
 ) -> Readout:
-    """From the CPU's own code, in one call."""
+    """For CPUs: a small vocabulary in one call of the CPU's own code."""
+    given = (hidden_BLD, embedding_VD, temperature_B, uniform_BL, bias_V)
+    if not native.fits(*given):
+        return readout_by_shares(
+            hidden_BLD, embedding_VD, cap=cap, scale=scale, temperature_B=temperature_B,
+            uniform_BL=uniform_BL, bias_V=bias_V,
+        )  # fmt: skip
     seen = native.read(hidden_BLD, embedding_VD, cap, scale, temperature_B, uniform_BL, bias_V)
-    return _by_rows(seen.token_S, seen.best_S, seen.entropy_S, seen.soft_SD, hidden_BLD)
+    return by_rows(seen.token_S, seen.best_S, seen.entropy_S, seen.soft_SD, hidden_BLD)
 
 
-def _triton(
-    hidden_BLD: Tensor,
-    embedding_VD: Tensor,
-    cap: float,
-    scale: Tensor,
-    temperature_B: Tensor,
-    uniform_BL: Tensor,
-    bias_V: Tensor | None,
-) -> Readout:
-    """From a GPU's twins: logits are written once, in the weights' format."""
-    from diffusiongemma.kernels.triton import readout as reading
-    from diffusiongemma.kernels.triton import soften as softening
-
-    rows, length, _ = hidden_BLD.shape
-    logits_SV = linear(hidden_BLD.flatten(0, 1), embedding_VD)
-    heat_S = temperature_B.float().repeat_interleave(length, output_size=rows * length)
-    seen = reading.read(logits_SV, cap, heat_S, uniform_BL.flatten(), bias_V)
-    soft_SD = softening.soften(
-        logits_SV, cap, heat_S, seen.log_total_S, bias_V, embedding_VD, scale
-    )
-    return _by_rows(seen.token_S, seen.best_S, seen.entropy_S, soft_SD, hidden_BLD)
-
-
-def _by_rows(
+def by_rows(
     token_S: Tensor, best_S: Tensor, entropy_S: Tensor, soft_SD: Tensor, hidden_BLD: Tensor
 ) -> Readout:
     """What was seen of all positions together."""

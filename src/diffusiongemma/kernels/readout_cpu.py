@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusiongemma.kernels.draw import draw_from
-from diffusiongemma.kernels.fast import CHUNK
+from diffusiongemma.kernels.linear import CHUNK
 
 _BLOCK = 128  # entries whose maximum is taken together, and their mass, to draw from
 _FEW = 16 * _BLOCK  # entries that are not worth blocks

@@ -4,8 +4,8 @@ Contract: that of `attention`, over buffers k, v of (B, K, C, H) of which row b 
 indices up to end[b]. Lengths are tensors that are never read on the host, so that a captured step
 sees the lengths of the moment when it is replayed.
 
-The reference on a CPU reads the lengths and attends row by row to exactly a row's keys, as
-`attention` does. On a GPU without Triton it masks the whole buffer instead.
+The reference reads the lengths and attends row by row to exactly a row's keys, as `attention` does.
+Where the host must not look, on a GPU without Triton, the whole buffer is masked instead.
 """
 
 import torch
@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diffusiongemma.kernels.attention import TILE, attend, tiles
-from diffusiongemma.kernels.fast import triton
 
 
 def write(
@@ -37,14 +36,6 @@ def attend_canvas(
     end_B: Int[Tensor, " B"],
 ) -> Float[Tensor, "B L N H"]:
     """Every query of a row sees the keys from first_B to before end_B."""
-    if _twin(q_BLNH):
-        from diffusiongemma.kernels.triton import attention as quick
-
-        return quick.attend_canvas(q_BLNH, k_BKCH, v_BKCH, first_B, end_B)
-    if q_BLNH.device.type != "cpu":
-        index = torch.arange(k_BKCH.shape[2], device=first_B.device)
-        mask_BC = (index >= first_B[:, None]) & (index < end_B[:, None])
-        return masked(q_BLNH, k_BKCH, v_BKCH, mask_BC[:, None])
     parts = []
     ends = zip(first_B.tolist(), end_B.tolist(), strict=True)
     for row, (first, end) in enumerate(ends):
@@ -72,17 +63,6 @@ def attend_causal(
         window: W, itself included; None sees all.
         origin_B: position of the token at index 0.
     """
-    if _twin(q_BTNH):
-        from diffusiongemma.kernels.triton import attention as quick
-
-        return quick.attend_causal(q_BTNH, k_BKCH, v_BKCH, first_B, end_B, window)
-    if q_BTNH.device.type != "cpu":
-        index = torch.arange(k_BKCH.shape[2], device=q_BTNH.device)
-        own_BT = end_B[:, None] - q_BTNH.shape[1] + index[: q_BTNH.shape[1]]
-        mask_BTC = (index <= own_BT[..., None]) & (index >= first_B[:, None, None])
-        if window is not None:
-            mask_BTC &= index > own_BT[..., None] - window
-        return masked(q_BTNH, k_BKCH, v_BKCH, mask_BTC)
     parts = []
     ends = zip(first_B.tolist(), end_B.tolist(), origin_B.tolist(), strict=True)
     for row, (first, end, origin) in enumerate(ends):
@@ -97,8 +77,8 @@ def _text(
     """The last tokens of a text that ends at a position, tile by tile."""
     start, parts = end - len(q_TNH), []
     for tile in tiles(start, end, window):
-        query_T = torch.arange(tile.origin, tile.origin + TILE)[:, None]
-        key_C = torch.arange(tile.first, tile.end)
+        query_T = torch.arange(tile.origin, tile.origin + TILE, device=q_TNH.device)[:, None]
+        key_C = torch.arange(tile.first, tile.end, device=q_TNH.device)
         mask_QC = key_C <= query_T
         if window is not None:
             mask_QC &= key_C > query_T - window
@@ -107,8 +87,35 @@ def _text(
     return torch.cat(parts)
 
 
-def _twin(q: Tensor) -> bool:
-    return triton(q) and q.dtype == torch.bfloat16
+def masked_canvas(
+    q_BLNH: Float[Tensor, "B L N H"],
+    k_BKCH: Float[Tensor, "B K C H"],
+    v_BKCH: Float[Tensor, "B K C H"],
+    first_B: Int[Tensor, " B"],
+    end_B: Int[Tensor, " B"],
+) -> Float[Tensor, "B L N H"]:
+    """`attend_canvas` without a look at the host."""
+    index = torch.arange(k_BKCH.shape[2], device=first_B.device)
+    mask_BC = (index >= first_B[:, None]) & (index < end_B[:, None])
+    return masked(q_BLNH, k_BKCH, v_BKCH, mask_BC[:, None])
+
+
+def masked_causal(
+    q_BTNH: Float[Tensor, "B T N H"],
+    k_BKCH: Float[Tensor, "B K C H"],
+    v_BKCH: Float[Tensor, "B K C H"],
+    first_B: Int[Tensor, " B"],
+    end_B: Int[Tensor, " B"],
+    window: int | None,
+    origin_B: Int[Tensor, " B"],
+) -> Float[Tensor, "B T N H"]:
+    """`attend_causal` without a look at the host; where a row's index 0 stands changes nothing."""
+    index = torch.arange(k_BKCH.shape[2], device=q_BTNH.device)
+    own_BT = end_B[:, None] - q_BTNH.shape[1] + index[: q_BTNH.shape[1]]
+    mask_BTC = (index <= own_BT[..., None]) & (index >= first_B[:, None, None])
+    if window is not None:
+        mask_BTC &= index > own_BT[..., None] - window
+    return masked(q_BTNH, k_BKCH, v_BKCH, mask_BTC)
 
 
 def masked(

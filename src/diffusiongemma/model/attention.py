@@ -8,7 +8,7 @@ normed without weight, on every layer, and not turned.
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffusiongemma.kernels.norm_rope import norm_rope, rms_norm
+from diffusiongemma.kernels.ops import Ops
 from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.layers import Linear, RMSNorm, project
 from diffusiongemma.model.passes import Pass
@@ -32,21 +32,22 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(head, config.rms_norm_eps)
 
     def forward(
-        self, x_SD: Float[Tensor, "S D"], turn: Turn, through: Pass
+        self, x_SD: Float[Tensor, "S D"], ops: Ops, turn: Turn, through: Pass
     ) -> Float[Tensor, "S D"]:
         """Attend within the pass.
 
         Args:
             x_SD: packed tokens, normed.
+            ops: the table.
             turn: the rotation of this layer's kind.
             through: the pass, which holds context and masks.
         """
         tokens, eps = x_SD.shape[0], self.q_norm.eps
         layers = [part for part in (self.q, self.k, self.v) if part is not None]
-        parts = [out.unflatten(-1, (-1, self.head_dim)) for out in project(x_SD, layers)]
+        parts = [out.unflatten(-1, (-1, self.head_dim)) for out in project(x_SD, ops, layers)]
         q_SNH, k_SKH, v_SKH = parts[0], parts[1], parts[-1]
-        q_SNH = norm_rope(q_SNH, self.q_norm.weight, eps, turn)
-        k_SKH = norm_rope(k_SKH, self.k_norm.weight, eps, turn)
-        v_SKH = rms_norm(v_SKH, None, eps)
+        q_SNH = ops.norm_rope(q_SNH, self.q_norm.weight, eps, turn)
+        k_SKH = ops.norm_rope(k_SKH, self.k_norm.weight, eps, turn)
+        v_SKH = ops.rms_norm(v_SKH, None, eps)
         out_SNH = through.attend(self.number, q_SNH, k_SKH, v_SKH)
-        return self.o(out_SNH.reshape(tokens, -1))
+        return self.o(out_SNH.reshape(tokens, -1), ops)

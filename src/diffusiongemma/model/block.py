@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffusiongemma.kernels.norm_rope import rms_norms
+from diffusiongemma.kernels.ops import Ops
 from diffusiongemma.model.attention import Attention, Turn
 from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.experts import Experts, Router
@@ -45,14 +45,15 @@ class Block(nn.Module):
         self.register_buffer("denoise_scalar", torch.ones(1))
 
     def forward(
-        self, x_SD: Float[Tensor, "S D"], turn: Turn, through: Pass
+        self, x_SD: Float[Tensor, "S D"], ops: Ops, turn: Turn, through: Pass
     ) -> Float[Tensor, "S D"]:
         """Packed tokens through the layer."""
-        attended = self.attention(self.before_attention(x_SD), turn, through)
-        x_SD = x_SD + self.after_attention(attended)
+        attended = self.attention(self.before_attention(x_SD, ops), ops, turn, through)
+        x_SD = x_SD + self.after_attention(attended, ops)
         weights = (self.before_dense.weight, self.before_experts.weight)
-        for_dense, for_experts = rms_norms(x_SD, weights, self.before_dense.eps)
-        dense = self.after_dense(self.dense(for_dense))
-        routed = self.after_experts(self.experts(for_experts, *self.router(x_SD)))
-        x_SD = x_SD + self.after_branches(dense + routed)
+        for_dense, for_experts = ops.rms_norms(x_SD, weights, self.before_dense.eps)
+        dense = self.after_dense(self.dense(for_dense, ops), ops)
+        route = self.router(x_SD, ops)
+        routed = self.after_experts(self.experts(for_experts, ops, *route), ops)
+        x_SD = x_SD + self.after_branches(dense + routed, ops)
         return through.scale(x_SD, self.encode_scalar, self.denoise_scalar)

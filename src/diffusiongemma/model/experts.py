@@ -4,9 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffusiongemma.kernels.experts import experts
-from diffusiongemma.kernels.linear import linear
-from diffusiongemma.kernels.norm_rope import rms_norm
+from diffusiongemma.kernels.ops import Ops
 from diffusiongemma.model.config import ModelConfig
 
 
@@ -25,11 +23,11 @@ class Router(nn.Module):
         self.expert_scale = nn.Parameter(torch.ones(config.num_experts))
 
     def forward(
-        self, residual_SD: Float[Tensor, "S D"]
+        self, residual_SD: Float[Tensor, "S D"], ops: Ops
     ) -> tuple[Int[Tensor, "S G"], Float[Tensor, "S G"]]:
         """Numbers and weights (float32) of the experts of each token."""
-        normed = rms_norm(residual_SD, None, self.eps) * self.scale
-        scores_SE = linear(normed * self.scale.shape[0] ** -0.5, self.weight)
+        normed = ops.rms_norm(residual_SD, None, self.eps) * self.scale
+        scores_SE = ops.linear(normed * self.scale.shape[0] ** -0.5, self.weight)
         share_SG, expert_SG = scores_SE.softmax(-1, dtype=torch.float32).topk(self.top, dim=-1)
         share_SG = share_SG / share_SG.sum(-1, keepdim=True)
         # Gathered from a row for each token: the gradient is a plain sum, where that of an index is
@@ -50,8 +48,9 @@ class Experts(nn.Module):
     def forward(
         self,
         x_SD: Float[Tensor, "S D"],
+        ops: Ops,
         expert_SG: Int[Tensor, "S G"],
         share_SG: Float[Tensor, "S G"],
     ) -> Float[Tensor, "S D"]:
         """The weighted answers of each token's experts."""
-        return experts(x_SD, expert_SG, share_SG, self.gate_up, self.down)
+        return ops.experts(x_SD, expert_SG, share_SG, self.gate_up, self.down)

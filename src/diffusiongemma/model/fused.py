@@ -5,52 +5,56 @@ into kernels at other places. A layer's last norm is that of the next layer's be
 stream is read once between two layers. Products are torch's library's, but for the experts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusiongemma.kernels.norm_rope import frequencies, rms_norm, rotation
-from diffusiongemma.kernels.quantised import E4M3, Rows, product
+from diffusiongemma.kernels.norm_rope import frequencies, rotation
+from diffusiongemma.kernels.ops import Ops
+from diffusiongemma.kernels.quantised import E4M3, Rows
 from diffusiongemma.model.attention import Attention, Turn
 from diffusiongemma.model.block import Block
+from diffusiongemma.model.config import ModelConfig
 from diffusiongemma.model.experts import Experts
-from diffusiongemma.model.layers import Linear, project
-from diffusiongemma.model.model import DiffusionGemma
-from diffusiongemma.model.piece import Piece
-from diffusiongemma.model.read import Read
-from diffusiongemma.model.slots import Advance, Refine
-
-Through = Refine | Advance | Read
+from diffusiongemma.model.layers import Linear, RMSNorm, project
+from diffusiongemma.model.piece import Piece, Pieces
+from diffusiongemma.model.selfcond import SelfConditioning
 
 
 def trunk(
-    model: DiffusionGemma, x_SD: Float[Tensor, "S D"], through: Through
+    config: ModelConfig,
+    blocks: Sequence[Block],
+    norm: RMSNorm,
+    x_SD: Float[Tensor, "S D"],
+    ops: Ops,
+    through: Pieces,
 ) -> Float[Tensor, "S D"]:
     """Embeddings through all layers, and the final norm.
 
     Args:
-        model: the network, in bfloat16 or quantised.
+        config: of the network, in bfloat16 or quantised.
+        blocks: its layers.
+        norm: the last one.
         x_SD: packed tokens.
+        ops: a table with Triton.
         through: whose buffers are written, and what sees what.
     """
     from diffusiongemma.kernels.triton import eight as rounded
     from diffusiongemma.kernels.triton import residual, router
 
-    blocks = blocks_of(model)
     eight = [_eight(block) for block in blocks]
-    eps, turns = model.config.rms_norm_eps, _turns(model, through)
+    eps, turns = config.rms_norm_eps, _turns(config, through)
     scalars = through.scalars(blocks)
     x_SD = x_SD.contiguous()
-    normed: Tensor | Rows = rms_norm(x_SD, blocks[0].before_attention.weight, eps)
-    if eight[0]:
-        normed = rounded.quantise(normed)
+    first_SD: Tensor = ops.rms_norm(x_SD, blocks[0].before_attention.weight, eps)
+    normed: Tensor | Rows = rounded.quantise(first_SD) if eight[0] else first_SD
     for number, block in enumerate(blocks):
-        layer = model.config.layers[number]
+        layer = config.layers[number]
         turn = turns[layer.sliding, layer.head_dim]
-        attended_SD = _attention(block.attention, normed, turn, through)
+        attended_SD = _attention(block.attention, normed, ops, turn, through)
         x_SD, for_dense, for_experts, for_router_SD = residual.after_attention(
             attended_SD, x_SD, block.after_attention.weight, block.before_dense.weight,
             block.before_experts.weight, block.router.scale, eps, eight=eight[number],
@@ -58,9 +62,9 @@ def trunk(
         route = router.route(
             for_router_SD, block.router.weight, block.router.expert_scale, block.router.top
         )
-        dense_SD, routed_SD = _branches(block, for_dense, for_experts, *route)
+        dense_SD, routed_SD = _branches(block, ops, for_dense, for_experts, *route)
         last = number + 1 == len(blocks)
-        after = model.norm if last else blocks[number + 1].before_attention
+        after = norm if last else blocks[number + 1].before_attention
         x_SD, normed = residual.after_branches(
             dense_SD, routed_SD, x_SD, block.after_dense.weight, block.after_experts.weight,
             block.after_branches.weight, scalars[number], after.weight, eps,
@@ -70,9 +74,9 @@ def trunk(
     return normed
 
 
-def blocks_of(model: DiffusionGemma) -> list[Block]:
+def blocks_of(layers: Iterable[torch.nn.Module]) -> list[Block]:
     """The layers, known as such."""
-    return [block for block in model.blocks if isinstance(block, Block)]
+    return [block for block in layers if isinstance(block, Block)]
 
 
 def _eight(block: Block) -> bool:
@@ -91,37 +95,39 @@ def _pair(layer: Any) -> tuple[Tensor, Tensor]:
 
 
 def conditioned(
-    model: DiffusionGemma, embedded_SD: Float[Tensor, "S D"], soft_SD: Float[Tensor, "S D"]
+    part: SelfConditioning,
+    embedded_SD: Float[Tensor, "S D"],
+    soft_SD: Float[Tensor, "S D"],
+    ops: Ops,
 ) -> Float[Tensor, "S D"]:
     """The twin of `SelfConditioning`."""
     from diffusiongemma.kernels.triton import residual
 
-    part = model.self_conditioning
-    signal_SD = part.feed_forward(part.norm(soft_SD))
+    signal_SD = part.feed_forward(part.norm(soft_SD, ops), ops)
     return residual.condition(embedded_SD, signal_SD, part.norm.eps)
 
 
-def _turns(model: DiffusionGemma, through: Through) -> dict[tuple[bool, int], Turn]:
+def _turns(config: ModelConfig, through: Pieces) -> dict[tuple[bool, int], Turn]:
     """The rotation of each kind of layer."""
-    config, turns = model.config, {}
+    device, turns = through.positions_S.device, {}
     for layer in config.layers:
         kind = (layer.sliding, layer.head_dim)
         if kind not in turns:
             theta = config.rope_theta_sliding if layer.sliding else config.rope_theta_full
             partial = 1.0 if layer.sliding else config.partial_rotary_factor
-            pace = frequencies(layer.head_dim, theta, partial, model.device)
+            pace = frequencies(layer.head_dim, theta, partial, device)
             turns[kind] = rotation(through.positions_S, pace)
     return turns
 
 
 def _attention(
-    attention: Attention, x: Tensor | Rows, turn: Turn, through: Through
+    attention: Attention, x: Tensor | Rows, ops: Ops, turn: Turn, through: Pieces
 ) -> Float[Tensor, "S D"]:
     from diffusiongemma.kernels.triton.norm_rope import norm_rope_write
 
     layer, width = attention.number, through.width
     k_BKCH, v_BKCH = through.buffers[layer]
-    qkv_SF, parts = _projected(attention, x), []
+    qkv_SF, parts = _projected(attention, x, ops), []
     heads = attention.q.weight.shape[0] // attention.head_dim
     for piece in through.pieces(layer):
         q_SNH = norm_rope_write(
@@ -132,14 +138,14 @@ def _attention(
         q_BTNH = q_SNH.unflatten(0, (-1, width))
         if isinstance(x, Rows):
             rows = _rows(q_BTNH, layer, piece, through)
-            parts.append(product(rows, *_pair(attention.o), qkv_SF.dtype))
+            parts.append(ops.fp8_product(rows, *_pair(attention.o), qkv_SF.dtype))
         else:
             parts.append(through.over(layer, piece, q_BTNH).flatten(2).flatten(0, 1))
     whole = torch.cat(parts) if len(parts) > 1 else parts[0]
-    return whole if isinstance(x, Rows) else attention.o(whole)
+    return whole if isinstance(x, Rows) else attention.o(whole, ops)
 
 
-def _rows(q_BTNH: Tensor, layer: int, piece: Piece, through: Through) -> Rows:
+def _rows(q_BTNH: Tensor, layer: int, piece: Piece, through: Pieces) -> Rows:
     """`Through.over`, in e4m3."""
     from diffusiongemma.kernels.triton import attention as quick
 
@@ -149,15 +155,15 @@ def _rows(q_BTNH: Tensor, layer: int, piece: Piece, through: Through) -> Rows:
     return quick.canvas_rows(*given)
 
 
-def _projected(attention: Attention, x: Tensor | Rows) -> Float[Tensor, "S F"]:
+def _projected(attention: Attention, x: Tensor | Rows, ops: Ops) -> Float[Tensor, "S F"]:
     """Queries, keys and values side by side, from one product where weights are of one format."""
     layers = [one for one in (attention.q, attention.k, attention.v) if one is not None]
     if isinstance(x, Rows):
         weight_FD, scale_F = joined(layers), joined(layers, "scale")
-        return product(x, weight_FD, scale_F, attention.q_norm.weight.dtype)
+        return ops.fp8_product(x, weight_FD, scale_F, attention.q_norm.weight.dtype)
     if all(isinstance(one, Linear) for one in layers):
-        return torch.nn.functional.linear(x, joined(layers))
-    return torch.cat(list(project(x, layers)), dim=-1)
+        return ops.linear(x, joined(layers))
+    return torch.cat(list(project(x, ops, layers)), dim=-1)
 
 
 def joined(layers: Sequence[torch.nn.Module], name: str = "weight") -> Tensor:
@@ -198,6 +204,7 @@ def _moved(layers: Sequence[torch.nn.Module], name: str, parts: Sequence[Tensor]
 
 def _branches(
     block: Block,
+    ops: Ops,
     for_dense: Tensor | Rows,
     for_experts: Tensor | Rows,
     expert_SG: Tensor,
@@ -223,4 +230,4 @@ def _branches(
             for_dense, for_experts, expert_SG, share_SG,
             dense.gate.weight, dense.up.weight, dense.down.weight, experts.gate_up, experts.down,
         )  # fmt: skip
-    return dense(for_dense), experts(for_experts, expert_SG, share_SG)
+    return dense(for_dense, ops), experts(for_experts, ops, expert_SG, share_SG)

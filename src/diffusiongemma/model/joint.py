@@ -106,8 +106,10 @@ def joint(
     read = model.embedding(clean_BT)
     drafts = model.embedding(noised_BKL).view(rows * canvases * width, -1)
     soft = torch.zeros_like(drafts) if soft_BKLD is None else soft_BKLD.reshape(drafts.shape)
-    drafts = model.self_conditioning(drafts, soft.to(drafts.dtype)).view(rows, -1, read.shape[-1])
+    ops = model.ops
+    drafts = model.self_conditioning(drafts, soft.to(drafts.dtype), ops)
+    drafts = drafts.view(rows, -1, read.shape[-1])
     through = Joint(model.config, clean, starts, width, canvases).to(model.device)
     packed = torch.cat([read, drafts], dim=1).flatten(0, 1)
-    hidden = model.trunk(packed, through).view(rows, clean + canvases * width, -1)
+    hidden = model.trunk(packed, ops, through).view(rows, clean + canvases * width, -1)
     return hidden[:, :clean], hidden[:, clean:].reshape(rows, canvases, width, -1)

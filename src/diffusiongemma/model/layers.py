@@ -8,52 +8,50 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffusiongemma.kernels.gated import gated
-from diffusiongemma.kernels.linear import linear, linears
-from diffusiongemma.kernels.norm_rope import rms_norm
+from diffusiongemma.kernels.ops import Ops
 
 
 class Linear(nn.Module):
-    """A weight without bias; rows of the product do not depend on the batch."""
+    """A weight without bias."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
 
-    def forward(self, x_SD: Float[Tensor, "S D"]) -> Float[Tensor, "S F"]:
+    def forward(self, x_SD: Float[Tensor, "S D"], ops: Ops) -> Float[Tensor, "S F"]:
         """x @ weight.T"""
-        return linear(x_SD, self.weight)
+        return ops.linear(x_SD, self.weight)
 
     @staticmethod
     def together(
-        x_SD: Float[Tensor, "S D"], parts: Sequence["Linear"]
+        x_SD: Float[Tensor, "S D"], ops: Ops, parts: Sequence["Linear"]
     ) -> Sequence[Float[Tensor, "S _"]]:
         """Several products of the same rows."""
-        return linears(x_SD, [part.weight for part in parts])
+        return ops.linears(x_SD, [part.weight for part in parts])
 
 
 @runtime_checkable
 class Projection(Protocol):
     """A linear layer, however its weights are stored: `Linear`, or `quant.linear.Fp8Linear`."""
 
-    def __call__(self, x_SD: Tensor) -> Tensor:
+    def __call__(self, x_SD: Tensor, ops: Ops) -> Tensor:
         """The product with rows, (S, D) to (S, F)."""
         ...
 
     @staticmethod
-    def together(x_SD: Tensor, parts: Sequence[Any]) -> Sequence[Tensor]:
+    def together(x_SD: Tensor, ops: Ops, parts: Sequence[Any]) -> Sequence[Tensor]:
         """Several layers of this kind, and the same rows."""
         ...
 
 
 def project(
-    x_SD: Float[Tensor, "S D"], parts: Sequence[Projection]
+    x_SD: Float[Tensor, "S D"], ops: Ops, parts: Sequence[Projection]
 ) -> Sequence[Float[Tensor, "S _"]]:
     """The same rows through several linear layers: together, if they are of one kind."""
     kind = type(parts[0])
     if all(type(part) is kind for part in parts):
-        return kind.together(x_SD, parts)
-    return [part(x_SD) for part in parts]
+        return kind.together(x_SD, ops, parts)
+    return [part(x_SD, ops) for part in parts]
 
 
 class RMSNorm(nn.Module):
@@ -64,9 +62,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x_SD: Float[Tensor, "*axes D"]) -> Float[Tensor, "*axes D"]:
+    def forward(self, x_SD: Float[Tensor, "*axes D"], ops: Ops) -> Float[Tensor, "*axes D"]:
         """Norm over the last axis."""
-        return rms_norm(x_SD, self.weight, self.eps)
+        return ops.rms_norm(x_SD, self.weight, self.eps)
 
 
 class Embedding(nn.Module):
@@ -97,7 +95,7 @@ class FeedForward(nn.Module):
         self.up = Linear(width, hidden)
         self.down = Linear(hidden, width)
 
-    def forward(self, x_SD: Float[Tensor, "S D"]) -> Float[Tensor, "S D"]:
+    def forward(self, x_SD: Float[Tensor, "S D"], ops: Ops) -> Float[Tensor, "S D"]:
         """Each row by itself."""
-        gate, up = project(x_SD, (self.gate, self.up))
-        return self.down(gated(gate, up))
+        gate, up = project(x_SD, ops, (self.gate, self.up))
+        return self.down(ops.gated(gate, up), ops)

@@ -13,18 +13,21 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from diffusiongemma.core.device import on_host
 from diffusiongemma.core.errors import ContextError, InputError
 from diffusiongemma.core.patches import Patches
 from diffusiongemma.kernels import readout as reading
 from diffusiongemma.kernels.norm_rope import frequencies, rotation
-from diffusiongemma.model import masks, read
+from diffusiongemma.kernels.ops import Ops
+from diffusiongemma.model import masks, native, read
 from diffusiongemma.model.block import Block
 from diffusiongemma.model.config import ModelConfig
 from diffusiongemma.model.context import Context, Row
 from diffusiongemma.model.layers import Embedding, RMSNorm
-from diffusiongemma.model.native import Call, native
+from diffusiongemma.model.native import Call, Native
 from diffusiongemma.model.passes import Denoise, Encode, Pass
 from diffusiongemma.model.selfcond import SelfConditioning
+from diffusiongemma.model.trunk import FUSED, NATIVE, Choice, Chooser
 from diffusiongemma.model.vision import Vision
 
 
@@ -89,7 +92,12 @@ class Inputs:
 
 
 class DiffusionGemma(nn.Module):
-    """The network. See the module docstring; weights come from `checkpoint.load`."""
+    """The network. See the module docstring; weights come from `checkpoint.load`.
+
+    Attributes:
+        kernels: `auto` for the fastest there is; `reference` for the layers and ops as they are
+            written, on which hooks, replaced methods and replaced modules have a say.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -103,6 +111,8 @@ class DiffusionGemma(nn.Module):
             config.hidden_size, config.intermediate_size, config.rms_norm_eps
         )
         self.vision = None if config.vision is None else Vision(config.vision, config.hidden_size)
+        self.kernels = "auto"
+        self._chooser = Chooser()
 
     @property
     def device(self) -> torch.device:
@@ -113,6 +123,18 @@ class DiffusionGemma(nn.Module):
     def dtype(self) -> torch.dtype:
         """The format of the embedding table, and so of the residual stream."""
         return self.embedding.weight.dtype
+
+    @property
+    def choice(self) -> Choice:
+        """The table of ops and the trunk, with reasons: kept, until device, format, architecture
+        or `kernels` are others. Under gradients those that autograd can follow.
+        """
+        return self._chooser(self.config, self.device, self.dtype, self.kernels)
+
+    @property
+    def ops(self) -> Ops:
+        """The table of ops."""
+        return self.choice.ops
 
     def context(self, rows: int = 1, capacity: int | None = None) -> Context:
         """An empty context.
@@ -177,40 +199,44 @@ class DiffusionGemma(nn.Module):
         self._check_encode(lengths, tokens, context)
         spans = [span[:n] for span, n in zip(inputs.span_BT, lengths, strict=True)]
         packed = torch.cat([row[:n] for row, n in zip(inputs.embedded_BTD, lengths, strict=True)])
-        whole = self._in_one_call(context, packed)
+        choice = self.choice
         # Where images may be, all rows take the one way that knows them, with or without images.
-        text = self.vision is None and not bool((inputs.span_BT >= 0).any())
-        if whole is not None and text and len(packed) == sum(lengths):
-            hidden_SD = whole.encode(packed, lengths)
-        elif read.takes(packed):
+        images = self.vision is not None or bool((inputs.span_BT >= 0).any())
+        call = self._call(choice, context, packed, images=images or len(packed) < sum(lengths))
+        if call is not None:
+            hidden_SD = call.encode(packed, lengths)
+        elif choice.trunk == FUSED:
             rows_of = zip(context.rows, packed.split(lengths), spans, strict=True)
-            hidden_SD = torch.cat([self._read(*one) for one in rows_of])
+            hidden_SD = torch.cat([self._read(choice.ops, *one) for one in rows_of])
         else:
-            hidden_SD = self._encode(packed, context, spans)
+            hidden_SD = self._encode(choice.ops, packed, context, spans)
         parts = hidden_SD.split(lengths)
         padded = [
             torch.cat([part, part.new_zeros(tokens - len(part), part.shape[1])]) for part in parts
         ]
         return torch.stack(padded)
 
-    def _encode(self, packed_SD: Tensor, context: Context, spans: Sequence[Tensor]) -> Tensor:
+    def _encode(
+        self, ops: Ops, packed_SD: Tensor, context: Context, spans: Sequence[Tensor]
+    ) -> Tensor:
         through = Encode(self.config, context, spans)
         for row, span in zip(context.rows, spans, strict=True):
             row.torn = len(span) > 0  # until every layer has written
-        hidden_SD = self.trunk(packed_SD, through)
+        hidden_SD = self.trunk(packed_SD, ops, through)
         through.finish()
         return hidden_SD
 
-    def _read(self, row: Row, x_SD: Tensor, span: Tensor) -> Tensor:
+    def _read(self, ops: Ops, row: Row, x_SD: Tensor, span: Tensor) -> Tensor:
         """One row by itself, with fused kernels if it is nothing but text."""
         if not len(x_SD):
             return x_SD
         if bool((span >= 0).any()):
-            return self._encode(x_SD, Context([row], self.device), [span])
+            return self._encode(ops, x_SD, Context([row], self.device), [span])
         from diffusiongemma.model import fused
 
-        through = read.Read(row, len(x_SD))
-        hidden_SD = fused.trunk(self, through.begin(fused.blocks_of(self), x_SD), through)
+        through, blocks = read.Read(row, len(x_SD), ops), fused.blocks_of(self.blocks)
+        padded_SD = through.begin(blocks, x_SD)
+        hidden_SD = fused.trunk(self.config, blocks, self.norm, padded_SD, ops, through)
         through.finish()
         return hidden_SD[: len(x_SD)]
 
@@ -237,31 +263,46 @@ class DiffusionGemma(nn.Module):
         self._check_ids(canvas_BL)
         rows, width = canvas_BL.shape
         self._check_denoise(canvas_BL, soft_BLD, context)
-        if torch.is_grad_enabled():
-            return self._denoise(canvas_BL, soft_BLD, context).view(rows, width, -1)
-        whole = self._in_one_call(context, self.embedding.weight)
-        if whole is not None and (soft_BLD is None or soft_BLD.device.type == "cpu"):
-            soft_SD = None if soft_BLD is None else soft_BLD.flatten(0, 1)
-            hidden_SD = whole.denoise(self.embedding(canvas_BL).flatten(0, 1), soft_SD)
+        choice = self.choice
+        soft_SD = None if soft_BLD is None else soft_BLD.flatten(0, 1)
+        if choice.gradients:
+            return self._denoise(choice.ops, canvas_BL, soft_SD, context).view(rows, width, -1)
+        embedded_SD = self.embedding(canvas_BL).flatten(0, 1)
+        call = self._call(choice, context, embedded_SD, soft_SD=soft_SD)
+        if call is not None:
+            hidden_SD = call.denoise(embedded_SD, soft_SD)
         else:
             # A tenth faster on small networks. A clone made outside is a tensor like any other.
             with torch.inference_mode():
-                hidden_SD = self._denoise(canvas_BL, soft_BLD, context)
+                hidden_SD = self._denoise(choice.ops, canvas_BL, soft_SD, context)
             hidden_SD = hidden_SD.clone()
         return hidden_SD.view(rows, width, -1)
 
-    def _in_one_call(self, context: Context, like_SD: Tensor) -> Call | None:
-        """The trunk as compiled code, where it would do what `trunk` does."""
-        plain = type(self) is DiffusionGemma and not {"trunk", "_denoise"} & self.__dict__.keys()
-        return native(self, context, like_SD) if plain else None
+    def _call(
+        self,
+        choice: Choice,
+        context: Context,
+        x_SD: Tensor,
+        *,
+        soft_SD: Tensor | None = None,
+        images: bool = False,
+    ) -> Call | None:
+        """The pass as one call of compiled code, where that is chosen and knows what is given."""
+        if choice.trunk != NATIVE:
+            return None
+        known = self._chooser.native
+        if known is None or known.config is not self.config:
+            parts = (list(self.blocks), self.norm, self.self_conditioning)
+            known = self._chooser.native = Native(self.config, *parts)
+        return native.call(known, context, x_SD, soft_SD=soft_SD, images=images)
 
-    def _denoise(self, canvas_BL: Tensor, soft_BLD: Tensor | None, context: Context) -> Tensor:
+    def _denoise(
+        self, ops: Ops, canvas_BL: Tensor, soft_SD: Tensor | None, context: Context
+    ) -> Tensor:
         embedded = self.embedding(canvas_BL).flatten(0, 1)
-        soft_SD = torch.zeros_like(embedded)
-        if soft_BLD is not None:
-            soft_SD = soft_BLD.to(embedded.dtype).reshape(embedded.shape)
-        x_SD = self.self_conditioning(embedded, soft_SD)
-        return self.trunk(x_SD, Denoise(self.config, context, canvas_BL.shape[1]))
+        soft_SD = torch.zeros_like(embedded) if soft_SD is None else soft_SD.to(embedded.dtype)
+        x_SD = self.self_conditioning(embedded, soft_SD, ops)
+        return self.trunk(x_SD, ops, Denoise(self.config, context, canvas_BL.shape[1]))
 
     def readout(
         self,
@@ -274,7 +315,8 @@ class DiffusionGemma(nn.Module):
         """Everything the process wants to know of the vocabulary; see `kernels.readout`."""
         given, cap = (hidden_BLD, self.embedding.weight), self.config.final_logit_softcapping
         shared = {"cap": cap, "temperature_B": temperature_B, "bias_V": bias_V}
-        usual = reading.readout(*given, scale=self.embedding.scale, uniform_BL=uniform_BL, **shared)
+        scale = self.embedding.scale
+        usual = self.ops.readout(*given, scale=scale, uniform_BL=uniform_BL, **shared)
         if ask is None:
             return usual
         return replace(usual, **reading.second_look(*given, ask, **shared))
@@ -283,7 +325,7 @@ class DiffusionGemma(nn.Module):
         """Softcapped logits, float32: the slow truth behind `readout`."""
         flat = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
         capped = reading.softcapped(
-            flat, self.embedding.weight, self.config.final_logit_softcapping
+            flat, self.embedding.weight, self.config.final_logit_softcapping, self.ops.linear
         )
         return capped.view(*hidden_BLD.shape[:-1], -1)
 
@@ -298,7 +340,7 @@ class DiffusionGemma(nn.Module):
         probability = logits_BLV.softmax(-1, dtype=torch.float32)
         return reading.expected_embedding(probability, self.embedding.weight, self.embedding.scale)
 
-    def trunk(self, x_SD: Float[Tensor, "S D"], through: Pass) -> Float[Tensor, "S D"]:
+    def trunk(self, x_SD: Float[Tensor, "S D"], ops: Ops, through: Pass) -> Float[Tensor, "S D"]:
         """Packed embeddings through all layers, and the final norm. Users want the doors above."""
         config, turns = self.config, {}
         for number, block in enumerate(self.blocks):
@@ -309,8 +351,8 @@ class DiffusionGemma(nn.Module):
                 partial = 1.0 if layer.sliding else config.partial_rotary_factor
                 pace = frequencies(layer.head_dim, theta, partial, x_SD.device)
                 turns[kind] = rotation(through.positions_S, pace)
-            x_SD = block(x_SD, turns[kind], through)
-        return self.norm(x_SD)
+            x_SD = block(x_SD, ops, turns[kind], through)
+        return self.norm(x_SD, ops)
 
     def _soft_tokens(self, images: Sequence[Patches]) -> Float[Tensor, "S D"]:
         if images and self.vision is None:
@@ -320,7 +362,8 @@ class DiffusionGemma(nn.Module):
         if not images or self.vision is None:
             return torch.zeros(0, self.config.hidden_size, device=self.device, dtype=self.dtype)
         moved = [Patches(*(part.to(self.device) for part in image)) for image in images]
-        return torch.cat([self.vision(image) for image in moved])
+        ops = self.ops
+        return torch.cat([self.vision(image, ops) for image in moved])
 
     def _check_ids(self, ids: Int[Tensor, "B T"]) -> None:
         if ids.ndim != 2 or 0 in ids.shape or ids.is_floating_point() or ids.dtype == torch.bool:
@@ -328,7 +371,7 @@ class DiffusionGemma(nn.Module):
                 f"token ids must be whole numbers of shape (rows, tokens), not empty, got "
                 f"{tuple(ids.shape)} of {ids.dtype}"
             )
-        if ids.device.type != "cpu":
+        if not on_host(ids):
             return  # a look at the values would stall a GPU; its doors check on the host
         low, high = (int(edge) for edge in ids.aminmax())
         if low < 0 or high >= self.config.vocab_size:

@@ -1,28 +1,41 @@
 """A small network's trunk in one call (`kernels/native/trunk.c`), where that is possible and fast.
 
-Weights, keys and values stay where torch has them: nothing is copied, so nothing can be stale.
+Weights, keys and values stay where torch has them: nothing is copied, so what is changed in place,
+put in a weight's place, or loaded is seen by the next call. What else is changed of the modules,
+hooks, methods or other modules, is not: this is chosen for a network as it is written.
 """
 
 import ctypes
+import math
 import os
-import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from operator import is_
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as modules
 
 from diffusiongemma.kernels.native import build
 from diffusiongemma.kernels.norm_rope import frequencies, rotation
 from diffusiongemma.model import masks
 from diffusiongemma.model.config import LayerConfig, ModelConfig
 from diffusiongemma.model.context import Context, Row
-from diffusiongemma.model.written import HALF, LAYER, SOFT, Weights, Written
 
-if TYPE_CHECKING:
-    from diffusiongemma.model.model import DiffusionGemma
-
+HALF = {torch.float32: 0, torch.bfloat16: 1}
+"""Formats that it knows."""
+LAYER = (
+    "before_attention.weight", "attention.q.weight", "attention.k.weight", "attention.v.weight",
+    "attention.o.weight", "attention.q_norm.weight", "attention.k_norm.weight",
+    "after_attention.weight", "before_dense.weight", "dense.gate.weight", "dense.up.weight",
+    "dense.down.weight", "after_dense.weight", "router.weight", "router.scale",
+    "router.expert_scale", "before_experts.weight", "experts.gate_up", "experts.down",
+    "after_experts.weight", "after_branches.weight", "encode_scalar", "denoise_scalar",
+)  # fmt: skip
+"""A layer's weights, in the order of trunk.c; then its two scalars."""
+SOFT = ("norm.weight", "feed_forward.gate.weight", "feed_forward.up.weight")
+SOFT += ("feed_forward.down.weight",)
+"""Those of self-conditioning."""
 LIMIT = 10_000_000
 """Parameters below which calls cost so much that one is always faster than many. Above, it is
 faster with few threads (each reads all weights) if the processor multiplies the format well."""
@@ -60,14 +73,75 @@ Kept = Sequence[tuple[Tensor, Tensor]]
 """Keys and values of each layer, (S, K, H), that a pass leaves behind."""
 
 
-class Native:
-    """What is remembered of a network from call to call."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    """A network's weights as they are now. The same object as before if nothing changed.
 
-    def __init__(self, model: "DiffusionGemma") -> None:
-        self.config: ModelConfig = model.config
-        self.written = Written(model)
+    Attributes:
+        tensors: all of them, which keeps them alive.
+        addresses: of `LAYER` for each layer, the last norm, then `SOFT`; 0 where there is none.
+        dtype: of all.
+        device: of all.
+    """
+
+    tensors: Sequence[Tensor]
+    addresses: Sequence[int]
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Native:
+    """One network: where its weights are, and what is remembered from call to call."""
+
+    def __init__(
+        self, config: ModelConfig, blocks: Sequence[nn.Module], norm: nn.Module, soft: nn.Module
+    ) -> None:
+        """Find the places of all weights.
+
+        Args:
+            config: one that `why_not` has nothing against.
+            blocks: the layers.
+            norm: the last one.
+            soft: self-conditioning.
+        """
+        self.config = config
+        places = [_place(block, name) for block in blocks for name in LAYER]
+        places += [_place(norm, "weight"), *(_place(soft, name) for name in SOFT)]
+        there = [place for place in places if place is not None]
+        self._gaps = [number for number, place in enumerate(places) if place is None]
+        self._homes, self._names = [one[0] for one in there], [one[1] for one in there]
+        self._shapes = _shapes(config)
+        self._found: tuple[list[Any], list[Any], Weights | None] = ([], [], None)
         self._turns: dict[tuple[bool, int], tuple[Tensor, Tensor]] = {}
         self._told: tuple[Weights, int, Any, list[Tensor]] | None = None
+
+    def weights(self) -> Weights | None:
+        """The weights, if they have the shapes of the config and one format that is known here."""
+        tensors: list[Any] = list(map(dict.get, self._homes, self._names))
+        before, facts, weights = self._found
+        try:
+            now = [*map(Tensor.data_ptr, tensors), *map(Tensor.is_contiguous, tensors)]
+        except TypeError:  # one is computed where it is asked for, and lies nowhere
+            return None
+        if len(before) == len(tensors) and all(map(is_, before, tensors)) and facts == now:
+            return weights
+        weights = self._checked(tensors)
+        self._found = (tensors, now, weights)
+        return weights
+
+    def _checked(self, tensors: Sequence[Tensor]) -> Weights | None:
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        kinds = {(tensor.dtype, tensor.device) for tensor in tensors}
+        whole = all(map(Tensor.is_contiguous, tensors))
+        if shapes != self._shapes or len(kinds) > 1 or not whole:
+            return None
+        ((dtype, device),) = kinds
+        if dtype not in HALF:
+            return None
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        for gap in self._gaps:
+            addresses.insert(gap, 0)
+        return Weights(tensors, addresses, dtype, device)
 
     def layers(self, weights: Weights, longest: int, kept: Kept | None) -> tuple[Any, list[Tensor]]:
         """Where weights are and keys and values go, for trunk.c; and what else must stay alive.
@@ -110,7 +184,7 @@ class Native:
 
 
 class Call:
-    """One pass over a context. Made by `native`."""
+    """One pass over a context. Made by `call`."""
 
     def __init__(self, network: Native, weights: Weights, context: Context) -> None:
         self.network, self.weights, self.context = network, weights, context
@@ -164,7 +238,7 @@ class Call:
             *(len(layers), len(rows), config.hidden_size, config.num_attention_heads),
             *(config.intermediate_size, config.num_experts, config.top_k_experts),
             *(config.moe_intermediate_size, kept is not None, HALF[self.weights.dtype]),
-            min(_threads(), len(x_SD) // _SHARE),
+            min(threads(), len(x_SD) // _SHARE),
             config.rms_norm_eps,
             *(*map(ctypes.addressof, arrays), norm),
             *(soft if kept is None else [0] * len(soft)),
@@ -177,44 +251,56 @@ class Call:
             raise MemoryError
 
 
-_made: "weakref.WeakKeyDictionary[nn.Module, Native]" = weakref.WeakKeyDictionary()
-
-
-def native(model: "DiffusionGemma", context: Context, like_SD: Tensor) -> Call | None:
-    """A pass in one call, if now and here it would do what the modules do; else None.
+def call(
+    network: Native,
+    context: Context,
+    x_SD: Tensor,
+    *,
+    soft_SD: Tensor | None = None,
+    images: bool = False,
+) -> Call | None:
+    """A pass in one call, if it would do here what the modules do; else None.
 
     Args:
-        model: whose trunk.
+        network: whose trunk.
         context: that the pass reads, and writes if it encodes.
-        like_SD: rows of the width and format of what would go through.
+        x_SD: what would go through.
+        soft_SD: expected embeddings, if it refines.
+        images: whether there may be pictures, of which only the modules know.
     """
-    if torch.is_grad_enabled() or like_SD.device.type != "cpu" or not _fits(model.config):
+    weights = network.weights()
+    if weights is None or images or not len(x_SD):
         return None
-    if build.library() is None:
+    if x_SD.dtype != weights.dtype or x_SD.shape[1] != network.config.hidden_size:
         return None
-    if modules._global_forward_hooks or modules._global_forward_pre_hooks:
+    if any(one.device != weights.device for one in (x_SD, soft_SD) if one is not None):
         return None
-    found = _made.get(model)
-    if found is None or not found.written.intact(model.config):
-        found = _made[model] = Native(model)
-    weights = found.written.weights() if found.written.plain() else None
-    if weights is None or not _worth_it(weights):
-        return None
-    width = found.config.hidden_size
-    if like_SD.dtype != weights.dtype or like_SD.shape[1] != width or not len(like_SD):
-        return None
-    same = all(_belongs(row, found.config, weights.dtype) for row in context.rows)
-    return Call(found, weights, context) if same else None
+    same = all(_belongs(row, network.config, weights.dtype) for row in context.rows)
+    return Call(network, weights, context) if same else None
 
 
-def _worth_it(weights: Weights) -> bool:
-    if weights.count < LIMIT:
-        return True
-    well = weights.dtype != torch.bfloat16 or build.multiplies_bfloat16()
-    return well and torch.get_num_threads() <= _FEW and _threads() == torch.get_num_threads()
+def why_not(config: ModelConfig, dtype: torch.dtype, *, make: bool = True) -> str | None:
+    """Why a network on a CPU does not go through this; None if it does.
+
+    Args:
+        config: of the network.
+        dtype: of its weights.
+        make: whether what the processor can do may be asked of compiled code.
+    """
+    if config.fp8 or dtype not in HALF:
+        return f"it knows float32 and bfloat16, not {'FP8' if config.fp8 else dtype}"
+    if not _fits(config):
+        return f"widths must be multiples of {_STEP}, up to {_WIDEST}"
+    if sum(map(math.prod, _shapes(config))) < LIMIT:
+        return None
+    if dtype == torch.bfloat16 and make and not build.multiplies_bfloat16():
+        return "it is large, and this processor does not multiply bfloat16"
+    if torch.get_num_threads() > _FEW or threads() != torch.get_num_threads():
+        return f"it is large, and that is faster with up to {_FEW} threads alone"
+    return None
 
 
-def _threads() -> int:
+def threads() -> int:
     """That may share a pass: one, where torch's threads hold on to their cores while they wait."""
     spin = os.environ.get("OMP_WAIT_POLICY", "").lower() == "active"
     return 1 if spin else torch.get_num_threads()
@@ -255,3 +341,35 @@ def _seen(row: Row, number: int, held: list[Tensor]) -> tuple[int, ...]:
         k_KCH, v_KCH = k_KCH.contiguous(), v_KCH.contiguous()
     held += (k_KCH, v_KCH)
     return (k_KCH.data_ptr(), v_KCH.data_ptr(), k_KCH.shape[1], *k_KCH.stride()[:2])
+
+
+def _shapes(config: ModelConfig) -> list[tuple[int, ...]]:
+    """Of all weights that there are, in the order of their places."""
+    width, hidden = config.hidden_size, config.intermediate_size
+    layers = [shape for layer in config.layers for shape in _layer_shapes(config, layer)]
+    return [*layers, (width,), (width,), (hidden, width), (hidden, width), (width, hidden)]
+
+
+def _layer_shapes(config: ModelConfig, layer: LayerConfig) -> list[tuple[int, ...]]:
+    """Of a layer's weights, in the order of `LAYER`; full layers have none for values."""
+    width, hidden, experts = config.hidden_size, config.intermediate_size, config.num_experts
+    inner, head = config.moe_intermediate_size, layer.head_dim
+    queries, keys = config.num_attention_heads * head, layer.num_key_value_heads * head
+    one = (width,)
+    values = [(keys, width)] if layer.sliding else []  # or the keys are the values
+    attention = [one, (queries, width), (keys, width), *values, (width, queries)]
+    attention += [(head,), (head,), one]
+    dense = [one, (hidden, width), (hidden, width), (width, hidden), one]
+    routed = [(experts, width), one, (experts,), one, (experts, 2 * inner, width)]
+    return [*attention, *dense, *routed, (experts, width, inner), one, one, (1,), (1,)]
+
+
+def _place(module: nn.Module, name: str) -> tuple[dict[str, Any], str] | None:
+    """The dictionary that holds a weight; None where there is no such module."""
+    *path, last = name.split(".")
+    for part in path:
+        inner = module._modules.get(part)
+        if inner is None:
+            return None
+        module = inner
+    return (module._parameters if last in module._parameters else module._buffers), last

@@ -84,6 +84,8 @@ def packed(
     """
     read = model.embedding(ids_BS).flatten(0, 1)
     soft = torch.zeros_like(read) if soft_BSD is None else soft_BSD.reshape(read.shape)
-    drafts = model.self_conditioning(read, soft.to(read.dtype))
+    ops = model.ops
+    drafts = model.self_conditioning(read, soft.to(read.dtype), ops)
     x_SD = torch.where((layout.canvas_BS >= 0).view(-1, 1), drafts, read)
-    return model.trunk(x_SD, Packed(model.config, layout)).view(*ids_BS.shape, -1)
+    hidden_SD = model.trunk(x_SD, ops, Packed(model.config, layout))
+    return hidden_SD.view(*ids_BS.shape, -1)

@@ -1,6 +1,8 @@
 """Where tokens stand in buffers and what they see, in tensors that the host never reads."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Int
 from torch import Tensor
@@ -26,3 +28,38 @@ class Piece:
     first_B: Int[Tensor, " B"]
     origin_B: Int[Tensor, " B"]
     causal: bool
+
+
+@runtime_checkable
+class Pieces(Protocol):
+    """A pass whose tokens come in pieces, whose places are the same in all layers of a kind.
+
+    Attributes:
+        width: of each row's tokens in a piece.
+        positions_S: of each token.
+    """
+
+    width: int
+    positions_S: Tensor
+
+    @property
+    def buffers(self) -> Sequence[tuple[Tensor, Tensor]]:
+        """Keys and values of each layer, (B, K, C, H)."""
+        ...
+
+    @property
+    def windows(self) -> Sequence[int | None]:
+        """W of each sliding layer, None of the others."""
+        ...
+
+    def scalars(self, blocks: Sequence[Any]) -> Sequence[Tensor]:
+        """What each layer multiplies its tokens with."""
+        ...
+
+    def pieces(self, layer: int) -> Sequence[Piece]:
+        """In the order in which they write and attend."""
+        ...
+
+    def over(self, layer: int, piece: Piece, q_BTNH: Tensor) -> Tensor:
+        """Attention of a piece whose keys and values are written."""
+        ...

@@ -11,18 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusiongemma.kernels.fast import triton
-from diffusiongemma.kernels.slots import attend_causal
+from diffusiongemma.kernels.ops import Ops
 from diffusiongemma.model.block import Block
 from diffusiongemma.model.context import Fixed, Growing, Row
 from diffusiongemma.model.piece import Piece
 
 _WHOLE = 16  # tokens that a pass is padded to multiples of, so that kernels are built once
-
-
-def takes(x_SD: Float[Tensor, "S D"]) -> bool:
-    """Whether rows with such tokens can be read this way."""
-    return triton(x_SD) and x_SD.dtype == torch.bfloat16
 
 
 class Read:
@@ -37,14 +31,15 @@ class Read:
         windows: W of each sliding layer, None of the others.
     """
 
-    def __init__(self, row: Row, tokens: int) -> None:
+    def __init__(self, row: Row, tokens: int, ops: Ops) -> None:
         """Find or make room.
 
         Args:
             row: is changed by `finish` alone.
             tokens: T, of which the row has room for.
+            ops: the table.
         """
-        self.row, self.tokens = row, tokens
+        self.row, self.tokens, self.ops = row, tokens, ops
         self.width = -(-tokens // _WHOLE) * _WHOLE
         self._pieces: dict[int, list[Piece]] = {}
         self.windows = [store.window for store in row.stores]
@@ -81,7 +76,7 @@ class Read:
     def over(self, layer: int, piece: Piece, q_BTNH: Tensor) -> Tensor:
         """Attention of tokens whose keys and values are written."""
         window, (k_BKCH, v_BKCH) = self.windows[layer], self.buffers[layer]
-        return attend_causal(
+        return self.ops.attend_causal(
             q_BTNH, k_BKCH, v_BKCH, piece.first_B, piece.end_B, window, piece.origin_B
         )
 

@@ -7,7 +7,7 @@ not switch the block off: the norm at its end still runs. Encoder passes never c
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffusiongemma.kernels.norm_rope import rms_norm
+from diffusiongemma.kernels.ops import Ops
 from diffusiongemma.model.layers import FeedForward, RMSNorm
 
 
@@ -20,8 +20,8 @@ class SelfConditioning(nn.Module):
         self.feed_forward = FeedForward(width, hidden)
 
     def forward(
-        self, embedded_SD: Float[Tensor, "S D"], soft_SD: Float[Tensor, "S D"]
+        self, embedded_SD: Float[Tensor, "S D"], soft_SD: Float[Tensor, "S D"], ops: Ops
     ) -> Float[Tensor, "S D"]:
         """Canvas embeddings, conditioned on the last step's expectation."""
-        signal = self.feed_forward(self.norm(soft_SD))
-        return rms_norm(embedded_SD + signal, None, self.norm.eps)
+        signal = self.feed_forward(self.norm(soft_SD, ops), ops)
+        return ops.rms_norm(embedded_SD + signal, None, self.norm.eps)

@@ -21,12 +21,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diffusiongemma.core.errors import ContextError
-from diffusiongemma.kernels.fast import triton
-from diffusiongemma.kernels.slots import attend_canvas, attend_causal, write
+from diffusiongemma.kernels.ops import Ops
+from diffusiongemma.kernels.slots import write
 from diffusiongemma.model.block import Block
 from diffusiongemma.model.context import Context, Fixed
 from diffusiongemma.model.model import DiffusionGemma
 from diffusiongemma.model.piece import Piece
+from diffusiongemma.model.trunk import FUSED, Choice
 
 
 class Slots:
@@ -100,8 +101,8 @@ class _Through:
 
     positions_S: Tensor
 
-    def __init__(self, slots: Slots) -> None:
-        self.slots = slots
+    def __init__(self, slots: Slots, ops: Ops) -> None:
+        self.slots, self.ops = slots, ops
         self.width, self.buffers, self.windows = slots.width, slots.buffers, slots.windows
         self._pieces: dict[int | None, list[Piece]] = {}
 
@@ -130,10 +131,10 @@ class _Through:
         k_BKCH, v_BKCH = self.buffers[layer]
         if piece.causal:
             window = self.windows[layer]
-            return attend_causal(
+            return self.ops.attend_causal(
                 q_BTNH, k_BKCH, v_BKCH, piece.first_B, piece.end_B, window, piece.origin_B
             )
-        return attend_canvas(q_BTNH, k_BKCH, v_BKCH, piece.first_B, piece.end_B)
+        return self.ops.attend_canvas(q_BTNH, k_BKCH, v_BKCH, piece.first_B, piece.end_B)
 
     def _cut(self, window: int | None) -> list[Piece]:
         raise NotImplementedError
@@ -154,8 +155,8 @@ class _Through:
 class Refine(_Through):
     """Every row's canvas, over its context."""
 
-    def __init__(self, slots: Slots) -> None:
-        super().__init__(slots)
+    def __init__(self, slots: Slots, ops: Ops) -> None:
+        super().__init__(slots, ops)
         across = torch.arange(slots.width, device=slots.length_B.device)
         self.positions_S = (slots.length_B[:, None] + across).flatten()
 
@@ -176,8 +177,8 @@ class Advance(_Through):
     shapes; where nothing is committed the first half is written where nobody looks.
     """
 
-    def __init__(self, slots: Slots, commits_B: Bool[Tensor, " B"]) -> None:
-        super().__init__(slots)
+    def __init__(self, slots: Slots, ops: Ops, commits_B: Bool[Tensor, " B"]) -> None:
+        super().__init__(slots, ops)
         width = slots.width
         self.ahead_B = torch.where(commits_B, width, 0)
         across = torch.arange(width, device=commits_B.device)
@@ -221,8 +222,10 @@ def denoise(
         soft_BLD: expected embeddings of the step before; zeros at the first.
         slots: the context.
     """
-    x_SD = _conditioned(model, canvas_BL, soft_BLD)
-    return _trunk(model, x_SD, Refine(slots)).view(*canvas_BL.shape, -1)
+    choice = model.choice
+    x_SD = _conditioned(model, choice, canvas_BL, soft_BLD)
+    hidden_SD = _trunk(model, choice, x_SD, Refine(slots, choice.ops))
+    return hidden_SD.view(*canvas_BL.shape, -1)
 
 
 def advance(
@@ -248,27 +251,33 @@ def advance(
     Returns:
         hidden states of the canvases.
     """
+    choice = model.choice
     read_SD = model.embedding(whole_BL).flatten(0, 1)
-    x_SD = torch.cat([read_SD, _conditioned(model, canvas_BL, soft_BLD)])
-    through = Advance(slots, commits_B)
-    _, hidden_SD = _trunk(model, x_SD, through).chunk(2)
+    x_SD = torch.cat([read_SD, _conditioned(model, choice, canvas_BL, soft_BLD)])
+    through = Advance(slots, choice.ops, commits_B)
+    _, hidden_SD = _trunk(model, choice, x_SD, through).chunk(2)
     slots.length_B += through.ahead_B
     return hidden_SD.view(*canvas_BL.shape, -1)
 
 
-def _trunk(model: DiffusionGemma, x_SD: Tensor, through: Refine | Advance) -> Tensor:
-    if triton(x_SD) and x_SD.dtype == torch.bfloat16:
-        from diffusiongemma.model import fused
+def _trunk(
+    model: DiffusionGemma, choice: Choice, x_SD: Tensor, through: Refine | Advance
+) -> Tensor:
+    if choice.trunk != FUSED:
+        return model.trunk(x_SD, choice.ops, through)
+    from diffusiongemma.model import fused
 
-        return fused.trunk(model, x_SD, through)
-    return model.trunk(x_SD, through)
+    blocks = fused.blocks_of(model.blocks)
+    return fused.trunk(model.config, blocks, model.norm, x_SD, choice.ops, through)
 
 
-def _conditioned(model: DiffusionGemma, canvas_BL: Tensor, soft_BLD: Tensor) -> Tensor:
+def _conditioned(
+    model: DiffusionGemma, choice: Choice, canvas_BL: Tensor, soft_BLD: Tensor
+) -> Tensor:
     embedded = model.embedding(canvas_BL).flatten(0, 1)
     soft_SD = soft_BLD.to(embedded.dtype).reshape(embedded.shape)
-    if triton(embedded) and embedded.dtype == torch.bfloat16:
-        from diffusiongemma.model import fused
+    if choice.trunk != FUSED:
+        return model.self_conditioning(embedded, soft_SD, choice.ops)
+    from diffusiongemma.model import fused
 
-        return fused.conditioned(model, embedded, soft_SD)
-    return model.self_conditioning(embedded, soft_SD)
+    return fused.conditioned(model.self_conditioning, embedded, soft_SD, choice.ops)

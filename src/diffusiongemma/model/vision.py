@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from diffusiongemma.core.errors import InputError
 from diffusiongemma.core.patches import Patches
 from diffusiongemma.kernels.attention import attend
-from diffusiongemma.kernels.norm_rope import frequencies, rms_norm, rotation, turned
+from diffusiongemma.kernels.norm_rope import frequencies, rotation
+from diffusiongemma.kernels.ops import Ops
 from diffusiongemma.model.config import VisionConfig
 from diffusiongemma.model.layers import FeedForward, Linear, RMSNorm
 
@@ -33,7 +34,7 @@ class VisionAttention(nn.Module):
         self.k_norm = RMSNorm(head, config.rms_norm_eps)
 
     def forward(
-        self, x_PD: Float[Tensor, "P D"], turns: list[tuple[Tensor, Tensor]]
+        self, x_PD: Float[Tensor, "P D"], ops: Ops, turns: list[tuple[Tensor, Tensor]]
     ) -> Float[Tensor, "P D"]:
         """Attend; `turns` holds the rotation along x and along y."""
         patches, eps = x_PD.shape[0], self.q_norm.eps
@@ -41,19 +42,19 @@ class VisionAttention(nn.Module):
         def heads(projected: Tensor) -> Tensor:
             return projected.view(patches, -1, self.head_dim)
 
-        q_PNH = _turn_both(heads(self.q(x_PD)), self.q_norm, turns)
-        k_PKH = _turn_both(heads(self.k(x_PD)), self.k_norm, turns)
-        v_PKH = rms_norm(heads(self.v(x_PD)), None, eps)
+        q_PNH = _turn_both(heads(self.q(x_PD, ops)), ops, self.q_norm, turns)
+        k_PKH = _turn_both(heads(self.k(x_PD, ops)), ops, self.k_norm, turns)
+        v_PKH = ops.rms_norm(heads(self.v(x_PD, ops)), None, eps)
         out = attend(q_PNH, k_PKH.transpose(0, 1), v_PKH.transpose(0, 1))
-        return self.o(out.reshape(patches, -1))
+        return self.o(out.reshape(patches, -1), ops)
 
 
 def _turn_both(
-    x_PNH: Float[Tensor, "P N H"], norm: RMSNorm, turns: list[tuple[Tensor, Tensor]]
+    x_PNH: Float[Tensor, "P N H"], ops: Ops, norm: RMSNorm, turns: list[tuple[Tensor, Tensor]]
 ) -> Float[Tensor, "P N H"]:
     """Norm the whole head, then turn its first half by x and its second by y."""
-    halves = rms_norm(x_PNH.float(), norm.weight, norm.eps).chunk(2, dim=-1)
-    both = [turned(half, turn) for half, turn in zip(halves, turns, strict=True)]
+    halves = ops.rms_norm(x_PNH.float(), norm.weight, norm.eps).chunk(2, dim=-1)
+    both = [ops.turned(half, turn) for half, turn in zip(halves, turns, strict=True)]
     return torch.cat(both, dim=-1).to(x_PNH.dtype)
 
 
@@ -72,12 +73,13 @@ class VisionBlock(nn.Module):
         self.before_dense, self.after_dense = norm(), norm()
 
     def forward(
-        self, x_PD: Float[Tensor, "P D"], turns: list[tuple[Tensor, Tensor]]
+        self, x_PD: Float[Tensor, "P D"], ops: Ops, turns: list[tuple[Tensor, Tensor]]
     ) -> Float[Tensor, "P D"]:
         """Patches through the layer."""
-        attended = self.attention(self.before_attention(x_PD), turns)
-        x_PD = x_PD + self.after_attention(attended)
-        return x_PD + self.after_dense(self.dense(self.before_dense(x_PD)))
+        attended = self.attention(self.before_attention(x_PD, ops), ops, turns)
+        x_PD = x_PD + self.after_attention(attended, ops)
+        dense = self.dense(self.before_dense(x_PD, ops), ops)
+        return x_PD + self.after_dense(dense, ops)
 
 
 class Vision(nn.Module):
@@ -99,22 +101,22 @@ class Vision(nn.Module):
         self.register_buffer("std_scale", None if std is None else torch.ones_like(std))
         self.project = Linear(config.hidden_size, text_width)
 
-    def forward(self, image: Patches) -> Float[Tensor, "S D"]:
+    def forward(self, image: Patches, ops: Ops) -> Float[Tensor, "S D"]:
         """Soft tokens of one image, row by row of the pooled grid, in the text model's width.
 
         Raises:
             InputError: the patches do not fit this tower.
         """
         self._check(image)
-        x_PD = self._embed(image)
+        x_PD = self._embed(image, ops)
         turns = self._turns(image.positions_P2)
         for block in self.blocks:
-            x_PD = block(x_PD, turns)
+            x_PD = block(x_PD, ops, turns)
         pooled = self._pool(x_PD, image.positions_P2)
         if self.std_bias is not None and self.std_scale is not None:
             pooled = (pooled - self.std_bias.float()) * self.std_scale.float()
-        pooled = rms_norm(pooled.to(x_PD.dtype), None, self.config.rms_norm_eps)
-        return self.project(pooled)
+        pooled = ops.rms_norm(pooled.to(x_PD.dtype), None, self.config.rms_norm_eps)
+        return self.project(pooled, ops)
 
     def _check(self, image: Patches) -> None:
         values, positions, config = image.values_PX, image.positions_P2, self.config
@@ -139,11 +141,11 @@ class Vision(nn.Module):
         if max(columns, rows) > limit:
             raise InputError(f"a grid of {columns} x {rows} patches is over {limit} on a side")
 
-    def _embed(self, image: Patches) -> Float[Tensor, "P D"]:
+    def _embed(self, image: Patches, ops: Ops) -> Float[Tensor, "P D"]:
         positions = image.positions_P2
         pixels = (2 * (image.values_PX.float() - 0.5)).to(self.patches.weight.dtype)
         place = F.embedding(positions[:, 0], self.positions[0])
-        return self.patches(pixels) + (place + F.embedding(positions[:, 1], self.positions[1]))
+        return self.patches(pixels, ops) + (place + F.embedding(positions[:, 1], self.positions[1]))
 
     def _turns(self, positions_P2: Int[Tensor, "P 2"]) -> list[tuple[Tensor, Tensor]]:
         config = self.config

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from diffusiongemma.kernels.ops import Ops
 from diffusiongemma.kernels.quantised import E4M3, fp8_linears, quantise_weight
-from diffusiongemma.kernels.quantised_experts import experts_fp8
 from diffusiongemma.model.experts import Experts
 from diffusiongemma.model.layers import Linear
 
@@ -42,16 +42,17 @@ class Fp8Linear(nn.Module):
         made.scale = scale.float()
         return made
 
-    def forward(self, x_SD: Float[Tensor, "S D"]) -> Float[Tensor, "S F"]:
+    def forward(self, x_SD: Float[Tensor, "S D"], ops: Ops) -> Float[Tensor, "S F"]:
         """x, quantised row by row, times weight.T"""
-        return fp8_linears(x_SD, [(self.weight, self.scale)])[0]
+        return self.together(x_SD, ops, [self])[0]
 
     @staticmethod
     def together(
-        x_SD: Float[Tensor, "S D"], parts: Sequence["Fp8Linear"]
+        x_SD: Float[Tensor, "S D"], ops: Ops, parts: Sequence["Fp8Linear"]
     ) -> Sequence[Float[Tensor, "S _"]]:
         """Several products of the same rows, which are quantised once."""
-        return fp8_linears(x_SD, [(part.weight, part.scale) for part in parts])
+        weights = [(part.weight, part.scale) for part in parts]
+        return fp8_linears(x_SD, weights, ops.fp8_product)
 
 
 class Fp8Experts(nn.Module):
@@ -88,9 +89,10 @@ class Fp8Experts(nn.Module):
     def forward(
         self,
         x_SD: Float[Tensor, "S D"],
+        ops: Ops,
         expert_SG: Int[Tensor, "S G"],
         share_SG: Float[Tensor, "S G"],
     ) -> Float[Tensor, "S D"]:
         """The weighted answers of each token's experts."""
-        scales = (self.gate_up_scale, self.down_scale)
-        return experts_fp8(x_SD, expert_SG, share_SG, self.gate_up, scales[0], self.down, scales[1])
+        gate_up, down = (self.gate_up, self.gate_up_scale), (self.down, self.down_scale)
+        return ops.experts_fp8(x_SD, expert_SG, share_SG, *gate_up, *down)

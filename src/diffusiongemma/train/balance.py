@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusiongemma.kernels.linear import linear
-from diffusiongemma.kernels.norm_rope import rms_norm
+from diffusiongemma.kernels.ops import Ops
 from diffusiongemma.model.experts import Router
 from diffusiongemma.model.model import DiffusionGemma
 
@@ -36,10 +35,13 @@ class Watch:
         for hook in self._hooks:
             hook.remove()
 
-    def _note(self, router: Router, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+    def _note(
+        self, router: Router, inputs: tuple[Tensor, Ops], output: tuple[Tensor, Tensor]
+    ) -> None:
         if torch.is_grad_enabled():
-            normed = rms_norm(inputs[0], None, router.eps) * router.scale
-            scores = linear(normed * router.scale.shape[0] ** -0.5, router.weight)
+            residual_SD, ops = inputs
+            normed = ops.rms_norm(residual_SD, None, router.eps) * router.scale
+            scores = ops.linear(normed * router.scale.shape[0] ** -0.5, router.weight)
             self._seen.append((scores.float().softmax(-1), output[0]))
 
     def balance(self) -> tuple[Tensor, Float[Tensor, "layers E"]]:

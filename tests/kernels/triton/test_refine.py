@@ -6,12 +6,13 @@ from torch import Tensor
 
 import right_interpreter
 from cross_compile import SHARED_BYTES, built
-from diffusiongemma.diffusion import noise
-from diffusiongemma.diffusion.accept import within_bound
 from diffusiongemma.diffusion.config import SamplerConfig
 from diffusiongemma.diffusion.drafts import DONE, Drafts
 from diffusiongemma.diffusion.step import refine as reference
+from diffusiongemma.kernels import philox as noise
+from diffusiongemma.kernels.ops import Ops
 from diffusiongemma.kernels.readout import Readout
+from diffusiongemma.kernels.refine import within_bound
 from diffusiongemma.kernels.triton import refine as ours
 from diffusiongemma.kernels.triton.refine import (
     BESIDE,
@@ -98,7 +99,7 @@ def both(entropy_BL: Tensor, best_BL: Tensor, drafts: Drafts, seed: int = 0) -> 
         token_BL=token_BL, best_BL=best_BL, entropy_BL=entropy_BL,
         soft_BLD=torch.zeros(rows, width, 1),
     )  # fmt: skip
-    reference(drafts, read, noise_BL)
+    reference(drafts, read, noise_BL, Ops(name="reference"))
     canvas_BL, accepted_BL, repeats_B, done_B = found
     assert torch.equal(accepted_BL, drafts.accepted_BL)
     assert torch.equal(canvas_BL, drafts.canvas_BL)

@@ -31,9 +31,7 @@ class Ours:
         rows, width = ids_BT.shape[0], self.model.config.canvas_length
         self.context = self.model.context(rows=rows)
         self.model.encode(self.model.embed(ids_BT), self.context)
-        shape = (rows, width, self.model.config.hidden_size)
-        expected_BLD = torch.zeros(shape, dtype=self.model.dtype, device=self.model.device)
-        self.drafts = Drafts(self.model.config.vocab_size, expected_BLD)
+        self.drafts = Drafts.of(self.model, rows, width)
         self.drafts.open([self.recipe.config] * rows, range(rows))
 
     @torch.no_grad()

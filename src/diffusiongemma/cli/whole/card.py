@@ -48,7 +48,7 @@ def _step(line: dict[str, Any]) -> list[str]:
     )
     if line["limits"] != "measured":
         rows.append(f"   limits were not measured; floors are by {line['limits']}")
-    plain = [name for name, by in line["kernels"].items() if by == "the reference"]
+    plain = [name for name, by in line["kernels"].items() if by == "reference"]
     share = 100 * line["fallback_share"]
     rows.append(f"   run by references: {', '.join(plain) or 'nothing'}: {share:.0f} % of the time")
     return rows

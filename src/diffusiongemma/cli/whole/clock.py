@@ -134,7 +134,7 @@ def _read(data: Tensor) -> Tensor:
 
 
 def _plain(device: torch.device) -> bool:
-    from diffusiongemma.kernels.fast import no_triton
+    from diffusiongemma.kernels.ops import no_triton
 
     return no_triton(device) is not None
 

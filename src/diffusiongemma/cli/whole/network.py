@@ -106,18 +106,21 @@ def hits(model: DiffusionGemma, router: torch.nn.Module, dice: torch.Generator) 
     tokens = torch.randn(_PROBE, model.config.hidden_size, generator=dice, device=model.device).to(
         model.dtype
     )
-    expert_SG, _ = router(tokens)
+    expert_SG, _ = router(tokens, model.ops)
     return expert_SG.unique().numel() / model.config.num_experts
 
 
 class Watch:
-    """Notes which experts each layer sends its tokens to, while it is open."""
+    """Notes which experts each layer sends its tokens to, while it is open. The network then runs
+    as it is written: its routers can be watched.
+    """
 
     def __init__(self, model: DiffusionGemma) -> None:
         self.model = model
         self.chosen: list[list[Tensor]] = [[] for _ in model.blocks]
 
     def __enter__(self) -> "Watch":
+        self._usual, self.model.kernels = self.model.kernels, "reference"
         self._hooks = [
             router.register_forward_hook(self._noted(number))
             for number, router in enumerate(_routers(self.model))
@@ -125,6 +128,7 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.model.kernels = self._usual
         for hook in self._hooks:
             hook.remove()
 

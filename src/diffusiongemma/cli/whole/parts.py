@@ -56,7 +56,7 @@ def opened(model: DiffusionGemma, rows: int, context: int, room: int, steps: int
 def measured(model: DiffusionGemma, steps: Steps, clock: Clock) -> dict[str, Any]:
     """Seconds of each part and of the whole step, and experts hit."""
     steps.step()
-    with Watch(model) as watch:  # the plain trunk: its routers can be watched
+    with Watch(model) as watch:
         model.denoise(steps.drafts.canvas_BL, None, steps.slots.context)
     found: dict[str, Any] = {"experts_hit": watch.distinct()}
     seconds = {name: clock.seconds(work) for name, work in _works(model, steps, watch).items()}
@@ -87,7 +87,7 @@ def _again(steps: Steps) -> None:
 
 
 def _works(model: DiffusionGemma, steps: Steps, watch: Watch) -> dict[str, Callable[[], Any]]:
-    config, device = model.config, model.device
+    config, device, ops = model.config, model.device, model.ops
     drafts = steps.drafts
     tokens = drafts.canvas_BL.numel()
     dice = torch.Generator(device=device).manual_seed(2)
@@ -102,13 +102,13 @@ def _works(model: DiffusionGemma, steps: Steps, watch: Watch) -> dict[str, Calla
     return {
         "experts": lambda: _experts(model, x_SD, routes),
         "projections": lambda: _projections(model, x_SD),
-        "router": lambda: [block.router(x_SD) for block in _blocks(model)],
+        "router": lambda: [block.router(x_SD, ops) for block in _blocks(model)],
         "attention": lambda: _attention(model, steps, x_SD),
         "head": lambda: torch.nn.functional.linear(x_SD, table_VD),
         "soft": lambda: soft @ table_VD,
         "readout": lambda: model.readout(hidden_BLD, heat_B, uniform_BL),
-        "condition": lambda: model.self_conditioning(x_SD, x_SD),
-        "acceptance": lambda: refine(drafts, readout, drafts.draws()[1]),
+        "condition": lambda: model.self_conditioning(x_SD, x_SD, ops),
+        "acceptance": lambda: refine(drafts, readout, drafts.draws()[1], ops),
     }
 
 
@@ -122,19 +122,22 @@ def _shares(expert_SG: Tensor) -> Tensor:
 
 def _experts(model: DiffusionGemma, x_SD: Tensor, routes: Sequence[tuple[Tensor, Tensor]]) -> None:
     for block, route in zip(_blocks(model), routes, strict=True):
-        block.experts(x_SD, *route)
+        block.experts(x_SD, model.ops, *route)
 
 
 def _projections(model: DiffusionGemma, x_SD: Tensor) -> None:
+    ops = model.ops
     for block in _blocks(model):
         attention = block.attention
-        parts = [one(x_SD) for one in (attention.q, attention.k, attention.v) if one is not None]
-        attention.o(parts[0])
-        block.dense(x_SD)
+        parts = [
+            one(x_SD, ops) for one in (attention.q, attention.k, attention.v) if one is not None
+        ]
+        attention.o(parts[0], ops)
+        block.dense(x_SD, ops)
 
 
 def _attention(model: DiffusionGemma, steps: Steps, x_SD: Tensor) -> None:
-    through = slotted.Refine(steps.slots)
+    through = slotted.Refine(steps.slots, model.ops)
     for number, layer in enumerate(model.config.layers):
         heads, keys = model.config.num_attention_heads, layer.num_key_value_heads
         wide = x_SD.repeat(1, -(-heads * layer.head_dim // x_SD.shape[1]))

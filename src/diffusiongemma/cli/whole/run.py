@@ -23,7 +23,7 @@ from diffusiongemma.cli.whole.network import SIZES, TOY, made, skew
 from diffusiongemma.core.atomic import lock
 from diffusiongemma.core.device import choose
 from diffusiongemma.core.errors import OptionError
-from diffusiongemma.kernels.ops import backends
+from diffusiongemma.kernels.ops import TRITON
 from diffusiongemma.model.model import DiffusionGemma
 
 LIMIT = 7 * 60.0  # seconds after which no further case begins
@@ -187,8 +187,10 @@ class Bench:
         distinct = found["experts_hit"]
         small = {"wide": 1, "expert": 1} if format == "fp8" else {}
         work = account.step(self.config, self.prompt, rows, distinct, **small)
-        read, kernels = sum(one.bytes for one in work.values()), backends(self.device)
-        plain = [part for part, op in _OPS.items() if kernels[op] == "the reference"]
+        read, choice = sum(one.bytes for one in work.values()), model.choice
+        kernels = {name: one.backend for name, one in choice.ops.facts.items()}
+        kernels["refine"] = "Triton" if choice.ops.name == TRITON else "reference"
+        plain = [part for part, op in _OPS.items() if kernels[op] == "reference"]
         fallback = sum(found["part_seconds"][part] for part in plain)
         found |= {
             "rows": rows,

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from diffusiongemma.cli.whole.network import SIZES
-from diffusiongemma.diffusion.accept import within_bound
-from diffusiongemma.diffusion.noise import Purpose, seed_words, uniforms
 from diffusiongemma.kernels import experts as experting
 from diffusiongemma.kernels import readout as reading
 from diffusiongemma.kernels import slots as attending
 from diffusiongemma.kernels.experts_fp8 import reference_fp8
-from diffusiongemma.kernels.fast import no_triton
+from diffusiongemma.kernels.gated import gated
 from diffusiongemma.kernels.norm_rope import frequencies, norm_rope, rms_norm, rms_norms, rotation
-from diffusiongemma.kernels.quantised import fp8_linear, quantise_rows, quantise_weight
+from diffusiongemma.kernels.ops import choose, no_triton
+from diffusiongemma.kernels.philox import Purpose, seed_words, uniforms
+from diffusiongemma.kernels.quantised import fp8_linears, quantise_rows, quantise_weight
+from diffusiongemma.kernels.refine import within_bound
 from diffusiongemma.model.config import LayerConfig, ModelConfig
 
 _MORE = 1.2  # times the reference's error that a kernel may have
@@ -110,8 +111,8 @@ def _experts(data: Data) -> dict[str, Any]:
     x_SD, (expert_SG, share_SG), weights = data.tokens(), data.routes(), data.experts()
     given = (x_SD, expert_SG, share_SG, *weights)
     wide = [one.float() for one in weights]
-    truth = experting.plain(x_SD.float(), expert_SG, share_SG, wide[0], wide[1])
-    return held(quick.experts(*given), experting.plain(*given), truth)
+    truth = experting.experts(x_SD.float(), expert_SG, share_SG, wide[0], wide[1])
+    return held(quick.experts(*given), experting.experts(*given), truth)
 
 
 def _branches(data: Data) -> dict[str, Any]:
@@ -130,9 +131,9 @@ def _branches(data: Data) -> dict[str, Any]:
 
     def plain(cast: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         gate, up, down = (cast(one) for one in dense)
-        inner = experting.gated(cast(x_SD) @ gate.T, cast(x_SD) @ up.T) @ down.T
+        inner = gated(cast(x_SD) @ gate.T, cast(x_SD) @ up.T) @ down.T
         wide = [cast(one) for one in weights]
-        return inner, experting.plain(cast(y_SD), expert_SG, share_SG, wide[0], wide[1])
+        return inner, experting.experts(cast(y_SD), expert_SG, share_SG, wide[0], wide[1])
 
     usual, truth = plain(lambda one: one), plain(lambda one: one.float())
     names = ("dense", "routed")
@@ -156,7 +157,8 @@ def _product_fp8(data: Data) -> dict[str, Any]:
     config, width = data.config, data.config.hidden_size
     weight_FD, scale_F = quantise_weight(data.normal(config.intermediate_size, width))
     x_SD, scale_F = data.tokens(), scale_F.float()  # as a quantised layer holds it
-    ours = fp8_linear(x_SD, weight_FD, scale_F)
+    table = choose(data.device, x_SD.dtype, fp8=True, compiled=False)
+    ours = fp8_linears(x_SD, [(weight_FD, scale_F)], table.fp8_product)[0]
     q_SD, scale_S = quantise_rows(x_SD)
     truth = (q_SD.float() @ weight_FD.float().T) * scale_S[:, None] * scale_F
     return _alike(ours, truth)

@@ -28,7 +28,6 @@ from diffusiongemma.core import letters
 from diffusiongemma.core.atomic import scratch_beside, settle, sweep
 from diffusiongemma.core.errors import DeviceError
 from diffusiongemma.core.log import logger
-from diffusiongemma.kernels.fast import SWITCH, plain_asked
 from diffusiongemma.kernels.native import place
 
 _HERE = Path(__file__).parent
@@ -66,8 +65,6 @@ def multiplies_bfloat16() -> bool:
 
 def obstacle() -> str | None:
     """What is known to be in the way before anything is compiled; None if nothing is."""
-    if plain_asked():
-        return f"{SWITCH} is 'plain'"
     if os.name != "posix":
         return "it is made for Linux and macOS"
     if not _command():

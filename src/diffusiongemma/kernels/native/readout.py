@@ -56,8 +56,7 @@ def fits(
         and hidden_BLD.shape == (*uniform_BL.shape, width)
         and temperature_B.shape == uniform_BL.shape[:1]
         and (bias_V is None or bias_V.shape == (vocabulary,))
-        and all(part.device.type == "cpu" for part in given)
-        and build.library() is not None
+        and all(part.device == hidden_BLD.device for part in given)
     )
 
 

@@ -1,9 +1,8 @@
 """The sampler's two small steps as one launch each: the random numbers, and the decision.
 
-Contract: `draws` has the bits of `diffusion.noise.uniform` and `diffusion.noise.random_tokens`;
-`refine` does what `diffusion.step.refine` does by the entropy bound, the stable canvas and the mean
-entropy. Sums of entropies are taken in float64 and rounded to float32 where the reference, on a
-CPU, rounds its own: only a sum that lies on the bound within 1e-15 could fall to its other side.
+Contract: `draws` has the bits of `philox.draws`; `refine` decides what `kernels.refine` decides.
+Sums of entropies are taken in float64 and rounded to float32 where the reference, on a CPU, rounds
+its own: only a sum that lies on the bound within 1e-15 could fall to its other side.
 
 A position's place in ascending entropy is never made: what its predecessors hold together is the
 sum of all lower entropies, and of equal ones further left, which is one comparison for each pair.
@@ -22,7 +21,7 @@ BESIDE = 8  # positions compared with all others together: 8 pairs a thread at 2
 DRAWN = 256  # positions a block draws for
 WARPS = 8
 
-DRAW = tl.constexpr(0)  # the purposes of `diffusion.noise`, which this room may not import
+DRAW = tl.constexpr(0)  # the purposes of `philox`
 NOISE = tl.constexpr(1)
 _WORD = tl.constexpr(0xFFFFFFFF)
 
@@ -109,7 +108,7 @@ def philox(place, step, canvas, purpose, low, high):
 
 @jit
 def uniform(place, step, canvas, purpose: tl.constexpr, low, high):
-    """`diffusion.noise.uniform` at some positions of a canvas; all are uint64, in 32 bits."""
+    """`philox.uniforms` at some positions of a canvas; all are uint64, in 32 bits."""
     wanted = tl.zeros_like(place) + purpose
     first, second = philox(place, step, canvas, wanted, low, high)
     # Every number here has at most 53 bits, so nothing is rounded.
