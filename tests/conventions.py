@@ -125,4 +125,24 @@ def prints(source: str) -> Iterator[str]:
             yield f"{node.lineno}: {ast.unparse(node.func)}(); use cli/output.py"
 
 
+def choices(source: str) -> Iterator[str]:
+    """Questions that choose a backend: device types, gradients, Triton. They have places."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Compare():
+                sides = [node.left, *node.comparators]
+                if any(isinstance(one, ast.Attribute) and one.attr == "type" for one in sides):
+                    yield f"{node.lineno}: asks for the type of a device"
+            case ast.Attribute(attr="is_cuda" | "is_cpu" | "is_meta"):
+                yield f"{node.lineno}: asks for the type of a device"
+            case ast.Attribute(attr="is_grad_enabled") | ast.alias(name="is_grad_enabled"):
+                yield f"{node.lineno}: asks whether gradients are wanted"
+            case ast.alias(name="no_triton") | ast.Attribute(attr="no_triton"):
+                yield f"{node.lineno}: asks whether Triton is there"
+            case ast.ImportFrom(module=str(module)) if "triton" in module.split("."):
+                yield f"{node.lineno}: calls Triton's kernels"
+            case ast.Import() if any("triton" in one.name.split(".") for one in node.names):
+                yield f"{node.lineno}: calls Triton's kernels"
+
+
 EVERYWHERE: tuple[Check, ...] = (size, docstring, imports, unsafe_calls, raises, shapes, prints)

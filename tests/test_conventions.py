@@ -13,6 +13,18 @@ SRC = Path(__file__).parent.parent / "src" / "diffusiongemma"
 FILES = sorted(SRC.rglob("*.py"))
 # These clean what they print.
 DOORS = {SRC / "cli" / "output.py", SRC / "cli" / "screen.py", SRC / "train" / "live.py"}
+# Where a backend may be chosen: the table of ops, the trunk, the device; training, which captures
+# its steps; the rooms that measure; and Triton's own kernels.
+CHOOSERS = ("kernels/ops.py", "model/trunk.py", "core/device.py", "train/", "cli/whole/")
+CHOOSERS += ("cli/benching/", "kernels/triton/")
+# And where it is asked besides, with the reason.
+BESIDES = {
+    "checkpoint/load.py": "whether weights stay the mapped file, or are nowhere",
+    "diffusion/noise.py": "numpy makes a CPU's random numbers, until drawing is an op",
+    "engine/graphs.py": "Triton draws and refines, until both are ops",
+    "engine/quick.py": "captured steps are for GPUs, until every step is one",
+    "model/fused.py": "this trunk is made of Triton's kernels",
+}
 
 
 def test_the_sources_are_found() -> None:
@@ -24,6 +36,16 @@ def test_src_keeps(check: conventions.Check) -> None:
     files = [file for file in FILES if check is not conventions.prints or file not in DOORS]
     found = [f"{f.relative_to(SRC)}:{line}" for f in files for line in check(f.read_text("utf-8"))]
     assert not found, "\n".join(found)
+
+
+def test_a_backend_is_chosen_in_few_places() -> None:
+    found: dict[str, list[str]] = {}
+    for file in FILES:
+        place = file.relative_to(SRC).as_posix()
+        if not place.startswith(CHOOSERS):
+            found[place] = list(conventions.choices(file.read_text("utf-8")))
+    asked = {place: lines for place, lines in found.items() if lines}
+    assert asked.keys() == BESIDES.keys(), {k: v for k, v in asked.items() if k not in BESIDES}
 
 
 def _function(lines: int) -> str:
@@ -48,6 +70,19 @@ def _function(lines: int) -> str:
         ("raises", "raise", "raise RuntimeError"),
         ("prints", "print('> ', end='')\nprint(PROMPT)", "print(name)"),
         ("prints", "say(name)", "sys.stderr.write(f'{name}')"),
+        ("choices", "kind.type", "if x.device.type == 'cpu': pass"),
+        ("choices", "x.device == y.device", "x.is_cuda"),
+        ("choices", "torch.no_grad()", "torch.is_grad_enabled()"),
+        (
+            "choices",
+            "from diffusiongemma.kernels.ops import choose",
+            "from diffusiongemma.kernels.ops import no_triton",
+        ),
+        (
+            "choices",
+            "from diffusiongemma.kernels import ops",
+            "def f():\n    from diffusiongemma.kernels.triton import refine",
+        ),
         ("shapes", "x_BL = 1", "x_BZ = 1"),
         ("shapes", "x_P2 = 1", "for x_Q2 in y: pass"),
         ("shapes", "MAX_BZ = 1", "def f(x_Z): pass"),

@@ -65,8 +65,7 @@ def load(
         OptionError: `kernels`, or the environment's DIFFUSIONGEMMA_KERNELS, is something else.
     """
     reference_asked(kernels)
-    seen = sys.stderr is not None and sys.stderr.isatty()
-    shown = seen if progress is None else progress
+    shown = sys.stderr is not None and sys.stderr.isatty() if progress is None else progress
     folder = hub.find(
         SHIPPED if model is None else model,
         revision=revision,
@@ -91,12 +90,17 @@ def load(
         banned=_placeholders(config, tokenizer),
         device=place,
         folder=folder,
-        kept=Kept(
-            config=described.kept,
-            generation=settings if is_own(folder, GENERATION) else {},
-            files=keep(folder),
-            origin=None if model is None else origin(model, folder),
-        ),
+        kept=_kept(folder, described.kept, settings, model),
+    )
+
+
+def _kept(folder: Path, config: Mapping[str, Any], settings: Mapping[str, Any], model: Any) -> Kept:
+    """What a copy of the checkpoint will need."""
+    return Kept(
+        config=config,
+        generation=settings if is_own(folder, GENERATION) else {},
+        files=keep(folder),
+        origin=None if model is None else origin(model, folder),
     )
 
 

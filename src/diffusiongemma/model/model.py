@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from diffusiongemma.core.device import on_host
-from diffusiongemma.core.errors import ContextError, InputError
+from diffusiongemma.core.errors import InputError
 from diffusiongemma.core.patches import Patches
 from diffusiongemma.kernels import readout as reading
 from diffusiongemma.kernels.norm_rope import frequencies, rotation
 from diffusiongemma.kernels.ops import Ops
-from diffusiongemma.model import masks, native, read
+from diffusiongemma.model import checks, masks, native, read
 from diffusiongemma.model.block import Block
 from diffusiongemma.model.config import ModelConfig
 from diffusiongemma.model.context import Context, Row
@@ -156,7 +155,7 @@ class DiffusionGemma(nn.Module):
         Raises:
             InputError: an id is out of range, or placeholders and soft tokens differ in number.
         """
-        self._check_ids(ids_BT)
+        checks.ids(ids_BT, self.config)
         embedded = self.embedding(ids_BT)
         is_image = torch.zeros_like(ids_BT, dtype=torch.bool)
         if self.config.image_token_id is not None:
@@ -195,8 +194,8 @@ class DiffusionGemma(nn.Module):
             ContextError: a row has no room, or an earlier encode of it was interrupted.
         """
         rows, tokens = inputs.span_BT.shape
-        lengths = [tokens] * rows if lengths_B is None else _whole_numbers(lengths_B)
-        self._check_encode(lengths, tokens, context)
+        lengths = [tokens] * rows if lengths_B is None else checks.whole_numbers(lengths_B)
+        checks.encode(lengths, tokens, context)
         spans = [span[:n] for span, n in zip(inputs.span_BT, lengths, strict=True)]
         packed = torch.cat([row[:n] for row, n in zip(inputs.embedded_BTD, lengths, strict=True)])
         choice = self.choice
@@ -260,9 +259,9 @@ class DiffusionGemma(nn.Module):
             InputError: shapes do not fit each other, or an id is out of range.
             ContextError: the canvas would pass the longest context.
         """
-        self._check_ids(canvas_BL)
+        checks.ids(canvas_BL, self.config)
         rows, width = canvas_BL.shape
-        self._check_denoise(canvas_BL, soft_BLD, context)
+        checks.denoise(canvas_BL, soft_BLD, context, self.config)
         choice = self.choice
         soft_SD = None if soft_BLD is None else soft_BLD.flatten(0, 1)
         if choice.gradients:
@@ -364,67 +363,3 @@ class DiffusionGemma(nn.Module):
         moved = [Patches(*(part.to(self.device) for part in image)) for image in images]
         ops = self.ops
         return torch.cat([self.vision(image, ops) for image in moved])
-
-    def _check_ids(self, ids: Int[Tensor, "B T"]) -> None:
-        if ids.ndim != 2 or 0 in ids.shape or ids.is_floating_point() or ids.dtype == torch.bool:
-            raise InputError(
-                f"token ids must be whole numbers of shape (rows, tokens), not empty, got "
-                f"{tuple(ids.shape)} of {ids.dtype}"
-            )
-        if not on_host(ids):
-            return  # a look at the values would stall a GPU; its doors check on the host
-        low, high = (int(edge) for edge in ids.aminmax())
-        if low < 0 or high >= self.config.vocab_size:
-            raise InputError(
-                f"token ids must lie in 0 to {self.config.vocab_size - 1}, got {low} to {high}"
-            )
-
-    def _check_encode(self, lengths: list[int], tokens: int, context: Context) -> None:
-        if len(lengths) != len(context.rows):
-            raise InputError(
-                f"{len(lengths)} rows of tokens were given for a context of "
-                f"{len(context.rows)} rows"
-            )
-        if sum(lengths) == 0 or not all(0 <= n <= tokens for n in lengths):
-            raise InputError(f"lengths must lie in 0 to {tokens}, not all of them 0, got {lengths}")
-        if len({id(row) for row in context.rows}) < len(context.rows):
-            raise ContextError("a context that holds a row twice can be read, not written")
-        for number, (row, length) in enumerate(zip(context.rows, lengths, strict=True)):
-            if row.torn:
-                raise ContextError(
-                    f"an encode of row {number} was interrupted; truncate the row to 0 or make a "
-                    "new context"
-                )
-            if row.length + length > row.room:
-                raise ContextError(
-                    f"row {number} holds {row.length} tokens and {length} more were given, but it "
-                    f"has room for {row.room}; shorten the prompt or make a larger context"
-                )
-
-    def _check_denoise(self, canvas_BL: Tensor, soft_BLD: Tensor | None, context: Context) -> None:
-        rows, width = canvas_BL.shape
-        if rows != len(context.rows):
-            raise InputError(
-                f"{rows} canvas rows were given for a context of {len(context.rows)} rows"
-            )
-        expected = (rows, width, self.config.hidden_size)
-        if soft_BLD is not None and soft_BLD.shape != expected:
-            raise InputError(f"soft_BLD must have shape {expected}, got {tuple(soft_BLD.shape)}")
-        longest = self.config.max_position_embeddings
-        for number, row in enumerate(context.rows):
-            if row.torn:
-                raise ContextError(f"an encode of row {number} was interrupted; truncate it to 0")
-            if row.length + width > longest:
-                raise ContextError(
-                    f"row {number} holds {row.length} tokens; a canvas of {width} would pass the "
-                    f"longest context, {longest}"
-                )
-
-
-def _whole_numbers(lengths_B: Tensor) -> list[int]:
-    if lengths_B.ndim != 1 or lengths_B.is_floating_point():
-        raise InputError(
-            f"lengths must be whole numbers of shape (rows,), got {tuple(lengths_B.shape)} of "
-            f"{lengths_B.dtype}"
-        )
-    return lengths_B.tolist()
