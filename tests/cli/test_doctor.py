@@ -55,8 +55,7 @@ def test_what_runs_is_what_load_would_choose(
     for asked in ("auto", "reference"):
         monkeypatch.setenv("DIFFUSIONGEMMA_KERNELS", asked)
         found = json.loads(call("doctor", "--json", "-m", words).out)["kernels"]
-        with torch.no_grad():
-            choice = dg.load(words).model.choice
+        choice = dg.load(words).model.choice
         assert (found["table"], found["trunk"]) == (choice.ops.name, choice.trunk)
         facts = {"trunk": choice.fact, **choice.ops.facts}
         assert found["ops"] == {name: asdict(fact) for name, fact in facts.items()}

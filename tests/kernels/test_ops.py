@@ -56,7 +56,8 @@ def test_what_is_asked_beside_moves_no_bit_of_the_usual(
     ]  # fmt: skip
     bias_V, seconds = banning(range(50), VOCABULARY, CPU), []
     for name, table in tables(dtype).items():
-        monkeypatch.setattr(DiffusionGemma, "ops", table)
+        choice = dataclasses.replace(model.choice, ops=table)
+        monkeypatch.setattr(DiffusionGemma, "running", choice)
         with right_interpreter.right():
             for bias in (None, bias_V):
                 plain = model.readout(hidden, heat, uniform, bias)

@@ -28,7 +28,6 @@ def model() -> DiffusionGemma:
     return initialise(DiffusionGemma(TOY), seed=1).requires_grad_(False)
 
 
-@torch.no_grad()
 def test_a_choice_is_kept_until_something_else_decides(model: DiffusionGemma) -> None:
     choice = model.choice
     assert choice.ops.name == "cpu" and model.choice is choice and model.ops is choice.ops
@@ -53,17 +52,15 @@ def test_a_choice_is_kept_until_something_else_decides(model: DiffusionGemma) ->
 
 
 def test_gradients_choose_what_autograd_can_follow(model: DiffusionGemma) -> None:
-    assert model.choice.gradients and model.choice.trunk == "modules"
-    assert model.ops.name == "reference"
-    with torch.no_grad():
-        assert not model.choice.gradients and model.ops.name == "cpu"
-    with torch.inference_mode():
-        assert model.ops.name == "cpu"
-    assert model.ops.name == "reference"
+    now = model.running
+    assert now.gradients and (now.trunk, now.ops.name) == ("modules", "reference")
+    assert model.running is now and model.choice is not now and model.ops.name == "cpu"
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert model.running is model.choice
 
 
 @pytest.mark.usefixtures("plain")
-@torch.no_grad()
 def test_without_the_library_the_modules_run(model: DiffusionGemma) -> None:
     choice = model.choice
     assert (choice.trunk, choice.ops.name) == ("modules", "cpu")
@@ -89,9 +86,8 @@ def test_why_a_network_is_not_for_compiled_code(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_load_takes_kernels() -> None:
-    with torch.no_grad():
-        usual, plain = dg.load(device="cpu"), dg.load(device="cpu", kernels="reference")
-        assert usual.model.kernels == "auto" and usual.model.ops.name == "cpu"
-        assert plain.model.kernels == "reference" and plain.model.ops.name == "reference"
+    usual, plain = dg.load(device="cpu"), dg.load(device="cpu", kernels="reference")
+    assert usual.model.kernels == "auto" and usual.model.ops.name == "cpu"
+    assert plain.model.kernels == "reference" and plain.model.ops.name == "reference"
     with pytest.raises(OptionError, match="kernels must be 'auto' or 'reference', got 'fast'"):
         dg.load("no such folder", kernels="fast")

@@ -146,7 +146,7 @@ def test_a_text_is_read_as_it_is_written(
         context, hidden = model.context(2, capacity), []
         with monkeypatch.context() as patch:
             if quick:
-                patch.setattr(Chooser, "__call__", lambda *_: interpreted())
+                patch.setattr(Chooser, "__call__", lambda *_, **__: interpreted())
                 patch.setattr(DiffusionGemma, "_encode", None)  # nobody may take the plain way
             for number, ids in enumerate(chunks):
                 lengths = torch.tensor([ids.shape[1], 0 if number == 2 else ids.shape[1] - 3])
@@ -179,6 +179,6 @@ def test_a_row_with_an_image_is_read_the_other_way(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         DiffusionGemma, "_encode", lambda *given: taken.append(given[3].rows) or real(*given)
     )
-    monkeypatch.setattr(Chooser, "__call__", lambda *_: interpreted())
+    monkeypatch.setattr(Chooser, "__call__", lambda *_, **__: interpreted())
     model.encode(inputs, context)
     assert taken == [[context.rows[1]]] and context.lengths == [20, 20]

@@ -82,7 +82,7 @@ def used(model: DiffusionGemma) -> bool:
 
 
 def taken(model: DiffusionGemma, context: Context) -> Call | None:
-    return model._call(model.choice, context, model.embedding.weight)
+    return model._call(model.running, context, model.embedding.weight)
 
 
 def as_written(model: DiffusionGemma, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:

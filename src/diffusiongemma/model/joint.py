@@ -106,7 +106,7 @@ def joint(
     read = model.embedding(clean_BT)
     drafts = model.embedding(noised_BKL).view(rows * canvases * width, -1)
     soft = torch.zeros_like(drafts) if soft_BKLD is None else soft_BKLD.reshape(drafts.shape)
-    ops = model.ops
+    ops = model.running.ops
     drafts = model.self_conditioning(drafts, soft.to(drafts.dtype), ops)
     drafts = drafts.view(rows, -1, read.shape[-1])
     through = Joint(model.config, clean, starts, width, canvases).to(model.device)

@@ -125,15 +125,20 @@ class DiffusionGemma(nn.Module):
 
     @property
     def choice(self) -> Choice:
-        """The table of ops and the trunk, with reasons: kept, until device, format, architecture
-        or `kernels` are others. Under gradients those that autograd can follow.
+        """The table of ops and the trunk for inference, with reasons: kept, until device, format,
+        architecture or `kernels` are others.
         """
         return self._chooser(self.config, self.device, self.dtype, self.kernels)
 
     @property
     def ops(self) -> Ops:
-        """The table of ops."""
+        """The table of ops for inference."""
         return self.choice.ops
+
+    @property
+    def running(self) -> Choice:
+        """What a call made now runs on: `choice`, or under gradients what autograd can follow."""
+        return self._chooser.now(self.config, self.device, self.dtype, self.kernels)
 
     def context(self, rows: int = 1, capacity: int | None = None) -> Context:
         """An empty context.
@@ -198,7 +203,7 @@ class DiffusionGemma(nn.Module):
         checks.encode(lengths, tokens, context)
         spans = [span[:n] for span, n in zip(inputs.span_BT, lengths, strict=True)]
         packed = torch.cat([row[:n] for row, n in zip(inputs.embedded_BTD, lengths, strict=True)])
-        choice = self.choice
+        choice = self.running
         # Where images may be, all rows take the one way that knows them, with or without images.
         images = self.vision is not None or bool((inputs.span_BT >= 0).any())
         call = self._call(choice, context, packed, images=images or len(packed) < sum(lengths))
@@ -262,7 +267,7 @@ class DiffusionGemma(nn.Module):
         checks.ids(canvas_BL, self.config)
         rows, width = canvas_BL.shape
         checks.denoise(canvas_BL, soft_BLD, context, self.config)
-        choice = self.choice
+        choice = self.running
         soft_SD = None if soft_BLD is None else soft_BLD.flatten(0, 1)
         if choice.gradients:
             return self._denoise(choice.ops, canvas_BL, soft_SD, context).view(rows, width, -1)
@@ -315,7 +320,7 @@ class DiffusionGemma(nn.Module):
         given, cap = (hidden_BLD, self.embedding.weight), self.config.final_logit_softcapping
         shared = {"cap": cap, "temperature_B": temperature_B, "bias_V": bias_V}
         scale = self.embedding.scale
-        usual = self.ops.readout(*given, scale=scale, uniform_BL=uniform_BL, **shared)
+        usual = self.running.ops.readout(*given, scale=scale, uniform_BL=uniform_BL, **shared)
         if ask is None:
             return usual
         return replace(usual, **reading.second_look(*given, ask, **shared))
@@ -324,7 +329,10 @@ class DiffusionGemma(nn.Module):
         """Softcapped logits, float32: the slow truth behind `readout`."""
         flat = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
         capped = reading.softcapped(
-            flat, self.embedding.weight, self.config.final_logit_softcapping, self.ops.linear
+            flat,
+            self.embedding.weight,
+            self.config.final_logit_softcapping,
+            self.running.ops.linear,
         )
         return capped.view(*hidden_BLD.shape[:-1], -1)
 
@@ -361,5 +369,5 @@ class DiffusionGemma(nn.Module):
         if not images or self.vision is None:
             return torch.zeros(0, self.config.hidden_size, device=self.device, dtype=self.dtype)
         moved = [Patches(*(part.to(self.device) for part in image)) for image in images]
-        ops = self.ops
+        ops = self.running.ops
         return torch.cat([self.vision(image, ops) for image in moved])

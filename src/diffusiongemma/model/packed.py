@@ -84,7 +84,7 @@ def packed(
     """
     read = model.embedding(ids_BS).flatten(0, 1)
     soft = torch.zeros_like(read) if soft_BSD is None else soft_BSD.reshape(read.shape)
-    ops = model.ops
+    ops = model.running.ops
     drafts = model.self_conditioning(read, soft.to(read.dtype), ops)
     x_SD = torch.where((layout.canvas_BS >= 0).view(-1, 1), drafts, read)
     hidden_SD = model.trunk(x_SD, ops, Packed(model.config, layout))

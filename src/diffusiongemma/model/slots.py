@@ -222,7 +222,7 @@ def denoise(
         soft_BLD: expected embeddings of the step before; zeros at the first.
         slots: the context.
     """
-    choice = model.choice
+    choice = model.running
     x_SD = _conditioned(model, choice, canvas_BL, soft_BLD)
     hidden_SD = _trunk(model, choice, x_SD, Refine(slots, choice.ops))
     return hidden_SD.view(*canvas_BL.shape, -1)
@@ -251,7 +251,7 @@ def advance(
     Returns:
         hidden states of the canvases.
     """
-    choice = model.choice
+    choice = model.running
     read_SD = model.embedding(whole_BL).flatten(0, 1)
     x_SD = torch.cat([read_SD, _conditioned(model, choice, canvas_BL, soft_BLD)])
     through = Advance(slots, choice.ops, commits_B)

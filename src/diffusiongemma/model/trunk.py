@@ -106,14 +106,20 @@ class Chooser:
         return Chooser, ()
 
     def __call__(
-        self, config: ModelConfig, device: torch.device, dtype: torch.dtype, kernels: str
+        self,
+        config: ModelConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        kernels: str,
+        *,
+        gradients: bool = False,
     ) -> Choice:
-        """For these, here and now.
+        """What inference runs on with these, or training.
 
         Raises:
             OptionError: `kernels` or the environment asks for what does not exist.
         """
-        gradients, asked = torch.is_grad_enabled(), ops.reference_asked(kernels)
+        asked = ops.reference_asked(kernels)
         if device.type != "cpu":
             there = ops.no_triton(device)
         elif gradients or asked is not None:
@@ -123,13 +129,16 @@ class Chooser:
         key = (config, device, dtype, asked, there)
         kept = self._kept.get(gradients)
         if kept is None or kept[0] != key:
-            kept = self._kept[gradients] = key, self._made(config, device, dtype, kernels)
+            if gradients:
+                table = ops.choose(device, dtype, kernels, fp8=config.fp8, compiled=False)
+                made = _modules(table.gradients, "autograd follows", gradients=True)
+            else:
+                made = choose(config, device, dtype, kernels)
+            kept = self._kept[gradients] = key, made
         return kept[1]
 
-    def _made(
+    def now(
         self, config: ModelConfig, device: torch.device, dtype: torch.dtype, kernels: str
     ) -> Choice:
-        if not torch.is_grad_enabled():
-            return choose(config, device, dtype, kernels)
-        table = ops.choose(device, dtype, kernels, fp8=config.fp8, compiled=False)
-        return _modules(table.gradients, "autograd follows", gradients=True)
+        """What a call made now runs on."""
+        return self(config, device, dtype, kernels, gradients=torch.is_grad_enabled())
