@@ -85,6 +85,21 @@ def test_what_cannot_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         table()
 
 
+def test_kernels_that_cannot_be_imported_are_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise ImportError("a Triton of another time")
+
+    monkeypatch.setattr(ops, "triton_ops", broken)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    with caplog.at_level(logging.WARNING, logger="diffusiongemma"):
+        found = table()
+    assert found.name == "gpu" and table() == found and len(caplog.records) == 1
+    why = "no Triton: ImportError: a Triton of another time"
+    assert found.facts["experts"].reason == why
+
+
 def test_a_broken_op_is_given_up_for_the_next_of_the_same_table(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

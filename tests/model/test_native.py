@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -349,6 +350,15 @@ def test_a_copy_has_weights_of_its_own() -> None:
     assert used(twin) and furthest(said(twin), before) == 0
     _in_place(twin)
     assert furthest(said(twin), before) > 1e-2 and furthest(said(model), before) == 0
+
+
+def test_weights_that_were_replaced_are_let_go() -> None:
+    model = toy()
+    said(model)
+    gone = [weakref.ref(model.blocks[0].attention.q), weakref.ref(model.blocks[1].experts.down)]
+    quantise(model)
+    said(model)
+    assert [one() for one in gone] == [None, None]
 
 
 def test_a_weight_that_is_computed_is_left_to_the_modules() -> None:

@@ -165,10 +165,17 @@ def _table(
         return plain
     if local:
         return _cpu(compiled, plain)
-    usual = _gpu(device, dtype, fp8, no_triton(device))
-    if dtype != torch.bfloat16 or no_triton(device) is not None:
-        return usual
-    return triton_ops(device, usual, fp8)
+    if dtype != torch.bfloat16:
+        why = no_triton(device) or "its kernels are for bfloat16 and FP8"
+        return _gpu(device, dtype, fp8, why)
+    if (why := no_triton(device)) is not None:
+        return _gpu(device, dtype, fp8, why)
+    usual = _gpu(device, dtype, fp8, "autograd cannot follow its kernels")
+    return attempt(
+        device,
+        lambda: triton_ops(device, usual, fp8),
+        lambda: _gpu(device, dtype, fp8, _broken[device]),
+    )
 
 
 def _cpu(compiled: bool, plain: Ops) -> Ops:
@@ -191,7 +198,7 @@ def _cpu(compiled: bool, plain: Ops) -> Ops:
     )
 
 
-def _gpu(device: torch.device, dtype: torch.dtype, fp8: bool, why: str | None) -> Ops:
+def _gpu(device: torch.device, dtype: torch.dtype, fp8: bool, why: str) -> Ops:
     """torch's library, for inference without Triton and for training."""
     wide = dtype == torch.float32
     norm = norms.rms_norm_at_once
@@ -218,7 +225,7 @@ def _gpu(device: torch.device, dtype: torch.dtype, fp8: bool, why: str | None) -
         attend_canvas=buffers.masked_canvas,
         attend_causal=buffers.masked_causal,
         captured=dtype == torch.bfloat16 and device.type == "cuda" and not fp8,
-        facts=_gpu_facts(why or "Triton's kernels are for bfloat16 and FP8"),
+        facts=_gpu_facts(why),
     )
 
 

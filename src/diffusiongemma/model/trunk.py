@@ -70,11 +70,11 @@ def choose(
             batch_invariant=False, cut_invariant=False,
         )  # fmt: skip
         return Choice(ops=table, trunk=FUSED, fact=fact)
-    if (
-        table.name == ops.CPU
-        and (missing := missing or native.why_not(config, dtype, make=make)) is None
-    ):
-        why = "a pass in one call, compiled for this processor at first use"
+    if table.name == ops.CPU:
+        missing = missing or native.why_not(config, dtype, make=make)
+    if table.name == ops.CPU and missing is None:
+        whose = "a pass" if config.vision is None else "a step, as prompts may have images,"
+        why = f"{whose} in one call, compiled for this processor at first use"
         fact = Fact(backend="C", reason=why, batch_invariant=True, cut_invariant=True)
         return Choice(ops=table, trunk=NATIVE, fact=fact)
     return _modules(table, asked or missing or table.facts["linear"].reason)
@@ -134,6 +134,7 @@ class Chooser:
                 made = _modules(table.gradients, "autograd follows", gradients=True)
             else:
                 made = choose(config, device, dtype, kernels)
+                self.native = None  # it may hold weights that are no longer there
             kept = self._kept[gradients] = key, made
         return kept[1]
 
