@@ -20,8 +20,6 @@ CHOOSERS += ("cli/benching/", "kernels/triton/")
 # And where it is asked besides, with the reason.
 BESIDES = {
     "checkpoint/load.py": "whether weights stay the mapped file, or are nowhere",
-    "diffusion/noise.py": "numpy makes a CPU's random numbers, until drawing is an op",
-    "engine/graphs.py": "Triton draws and refines, until both are ops",
     "engine/quick.py": "captured steps are for GPUs, until every step is one",
     "model/fused.py": "this trunk is made of Triton's kernels",
 }

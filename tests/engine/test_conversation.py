@@ -69,9 +69,9 @@ def encoded(gemma: dg.Gemma, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     encode = gemma.model.encode
 
-    def count(inputs: Inputs, context: object) -> torch.Tensor:
-        counts.append(inputs.span_BT.numel())
-        return encode(inputs, context)
+    def count(inputs: Inputs, context: object, *lengths_B: torch.Tensor) -> torch.Tensor:
+        counts.append(inputs.span_BT.numel())  # of one row, and so without padding
+        return encode(inputs, context, *lengths_B)
 
     monkeypatch.setattr(gemma.model, "encode", count)
     return counts

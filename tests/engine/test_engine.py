@@ -310,3 +310,14 @@ def test_one_rule_of_two_rows_that_fails_on_one(speaks_ids: dg.Gemma) -> None:
         engine.take(numbers[:1])
     place, item = engine.take(numbers[1:])
     assert place == 0 and isinstance(item, Commit) and item.canvas == 0
+
+
+def test_one_that_is_refused_leaves_none_of_the_others(speaks_words: dg.Gemma) -> None:
+    engine = speaks_words._engine
+    good = speaks_words._request("hello", 1, (), None, None, dict(QUICK)).request
+    image = speaks_words.model.config.image_token_id
+    bad = Request(ids=(3, image), images=(), recipe=good.recipe)
+    with pytest.raises(InputError, match="1 image placeholder tokens"):
+        engine.answer([good, good, bad])
+    speaks_words.generate("hello", seed=1, **QUICK)
+    assert not engine._scheduler.rows and not engine._runner.seats

@@ -29,7 +29,7 @@ TOY = dataclasses.replace(
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The table and the trunk are Triton's."""
     with monkeypatch.context() as patch, right_interpreter.right():
-        patch.setattr(Chooser, "__call__", lambda *_: interpreted())
+        patch.setattr(Chooser, "__call__", lambda *_, **__: interpreted())
         patch.setattr(DiffusionGemma, "trunk", None)  # nobody may take the modules
         yield
 

@@ -40,7 +40,7 @@ class Recipe:
     canvas_length: int
     longest: int
     eos: frozenset[int] = frozenset()
-    bias_V: Float[Tensor, " V"] | None = None
+    bias_V: Float[Tensor, " V"] | None = field(default=None, compare=False, repr=False)
     rule: AcceptRule | None = None
     ask: Ask | None = None
 

@@ -87,8 +87,14 @@ class Engine:
         lengths = [len(request.ids) for request in requests]
         if look is not Look.STEPS and takes(self.model, recipes, lengths):
             return Captured(self._quick, requests, look, context)
-        given = {"look": look, "paced": paced, "context": context}
-        return Reader(self, [self.submit(request, **given) for request in requests])
+        numbers: list[int] = []
+        try:
+            for request in requests:
+                numbers.append(self.submit(request, look=look, paced=paced, context=context))
+        except BaseException:
+            self.drop(numbers)
+            raise
+        return Reader(self, numbers)
 
     def submit(
         self,

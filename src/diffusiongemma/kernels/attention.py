@@ -75,7 +75,7 @@ class Tile:
         q_TNH: Float[Tensor, "T N H"],
         k_KCH: Float[Tensor, "K C H"],
         v_KCH: Float[Tensor, "K C H"],
-        mask_QC: Bool[Tensor, "Q C2"],
+        mask: Bool[Tensor, "tile keys"],
         end: int,
     ) -> Float[Tensor, "T N H"]:
         """Attend from the queries that are there.
@@ -84,7 +84,7 @@ class Tile:
             q_TNH: the tile's queries, from `start` to `stop`.
             k_KCH: keys of the row, the oldest of which may have been forgotten.
             v_KCH: values.
-            mask_QC: which of the tile's places sees which of its keys.
+            mask: which of the tile's places sees which of its keys.
             end: position behind the last key of the row.
         """
         held = end - k_KCH.shape[1]
@@ -98,7 +98,7 @@ class Tile:
         at, count = self.start - self.origin, self.stop - self.start
         if count < TILE:
             q_TNH = F.pad(q_TNH, (0, 0, 0, 0, at, TILE - at - count))
-        return attend(q_TNH, k, v, mask_QC)[at : at + count]
+        return attend(q_TNH, k, v, mask)[at : at + count]
 
 
 def tiles(start: int, stop: int, window: int | None) -> list[Tile]:

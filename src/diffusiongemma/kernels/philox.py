@@ -67,10 +67,12 @@ def _philox_numpy(even: Any, odd: Any, keys: Any) -> tuple[Any, Any]:
     """
     multiply, weyl = (np.array(pair, np.uint64)[:, None, None, None] for pair in (_MULTIPLY, _WEYL))
     word, half = np.uint64(_WORD), np.uint64(32)
-    for _ in range(_ROUNDS):
+    for key in (keys + weyl * np.arange(_ROUNDS, dtype=np.uint64).reshape(-1, 1, 1, 1, 1)) & word:
         product = (even * multiply)[::-1]
-        even, odd = (product >> half) ^ odd ^ keys, product & word
-        keys = (keys + weyl) & word
+        even = product >> half
+        even ^= odd
+        even ^= key
+        odd = product & word
     return even, odd
 
 
@@ -137,13 +139,12 @@ def _of_rows(
     seed_B2: Tensor, canvas_B: Tensor, step_B: Tensor, width: int
 ) -> tuple[Tensor, Tensor]:
     """Numbers of both purposes, in one go."""
-    words = np.stack(
-        [one.numpy().astype(np.uint64) & np.uint64(_WORD) for one in (canvas_B, step_B)]
-    )
-    rows = words.shape[1]
+    rows, word = len(seed_B2), np.uint64(_WORD)
     even, odd = np.empty((2, 2, rows, width), np.uint64), np.empty((2, 2, rows, 1), np.uint64)
-    even[0], even[1] = np.arange(width), words[0, :, None]
-    odd[0], odd[1] = words[1, :, None], np.array([Purpose.DRAW, Purpose.NOISE])[:, None, None]
+    even[0], even[1] = np.arange(width), canvas_B.numpy()[:, None]
+    odd[0], odd[1, 0], odd[1, 1] = step_B.numpy()[:, None], Purpose.DRAW, Purpose.NOISE
+    even[1] &= word
+    odd[0] &= word
     key = seed_B2.numpy().astype(np.uint64).T[:, None, :, None]
     even, odd = _philox_numpy(even, odd, key)
     drawn = ((even[0] >> np.uint64(5)) * 2.0**26 + (odd[0] >> np.uint64(6))) * 2.0**-53

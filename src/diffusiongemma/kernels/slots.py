@@ -79,11 +79,11 @@ def _text(
     for tile in tiles(start, end, window):
         query_T = torch.arange(tile.origin, tile.origin + TILE, device=q_TNH.device)[:, None]
         key_C = torch.arange(tile.first, tile.end, device=q_TNH.device)
-        mask_QC = key_C <= query_T
+        mask = key_C <= query_T
         if window is not None:
-            mask_QC &= key_C > query_T - window
+            mask &= key_C > query_T - window
         queries = q_TNH[tile.start - start : tile.stop - start]
-        parts.append(tile.attend(queries, k_KCH, v_KCH, mask_QC, end))
+        parts.append(tile.attend(queries, k_KCH, v_KCH, mask, end))
     return torch.cat(parts)
 
 

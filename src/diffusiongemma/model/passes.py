@@ -90,9 +90,9 @@ class Encode:
         stop = start + len(q_TNH)
         if (number, window) not in self._calls:
             self._calls[number, window] = self._planned(number, start, stop, window)
-        for tile, asked, mask_QC in self._calls[number, window]:
+        for tile, asked, mask in self._calls[number, window]:
             queries = q_TNH[tile.start - start : tile.stop - start]
-            out_TNH = tile.attend(queries, k_KCH, v_KCH, mask_QC, stop)
+            out_TNH = tile.attend(queries, k_KCH, v_KCH, mask, stop)
             for one in asked:
                 parts[one.start] = out_TNH[one.start - tile.start : one.stop - tile.start]
         return [parts[place] for place in sorted(parts)]
