@@ -321,3 +321,25 @@ def test_one_that_is_refused_leaves_none_of_the_others(speaks_words: dg.Gemma) -
         engine.answer([good, good, bad])
     speaks_words.generate("hello", seed=1, **QUICK)
     assert not engine._scheduler.rows and not engine._runner.seats
+
+
+def test_a_rule_that_asks_the_model_is_told_not_to(speaks_ids: dg.Gemma) -> None:
+    def asks(readout) -> torch.Tensor:
+        speaks_ids.generate(PROMPT, seed=1, **QUICK)
+        return readout.entropy_BL < 4.0
+
+    with pytest.raises(InputError, match="a rule cannot ask the model whose step it decides"):
+        speaks_ids.generate(PROMPT, seed=1, rule=asks, **QUICK)
+    assert not speaks_ids._engine._scheduler.rows
+
+
+def test_a_caller_s_mode_is_his_own(speaks_ids: dg.Gemma) -> None:
+    """Begun in inference mode, gone on with outside of it; and gradients stay as they were."""
+    wanted = speaks_ids.generate(PROMPT, seed=1, **QUICK).tokens
+    with torch.inference_mode():
+        stream = speaks_ids.stream(PROMPT, seed=1, **QUICK)
+        next(stream)
+    with torch.enable_grad():
+        *_, last = stream
+        assert torch.is_grad_enabled()
+    assert last.reply.tokens == wanted

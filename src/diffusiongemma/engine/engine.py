@@ -10,8 +10,11 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+
+import torch
 
 from diffusiongemma.core.errors import InputError
 from diffusiongemma.core.patches import Patches
@@ -62,6 +65,7 @@ class Engine:
         self._told: dict[int, deque[Item | Exception]] = {}
         self._dropped: deque[int] = deque()
         self._next = 0
+        self._busy = False  # a step is being taken
         self._quick = Quick(model)
 
     def answer(
@@ -118,9 +122,10 @@ class Engine:
         Raises:
             InputError: images and their placeholders do not fit each other.
         """
-        held = self.model.context() if context is None else context
-        with self._lock:
+        with self._lock, _mode():
+            self._free()
             self._reap()
+            held = self.model.context() if context is None else context
             number, self._next = self._next, self._next + 1
             chunks = self._runner.seat(number, request.recipe, held, request.ids, request.images)
             row = row_of(number, request.recipe, held.lengths[0], chunks)
@@ -143,12 +148,14 @@ class Engine:
         Whatever interrupts it, all its rows go back to where their canvases began, and come out the
         same; what was told of them is not told again.
         """
-        with self._lock:
+        with self._lock, _mode():
+            self._free()
             self._reap()
             work = self._scheduler.plan()
             if not work:
                 return False
             left = {row.id: row for row in (*work.reads, *work.drafts)}
+            self._busy = True
             try:
                 self._runner.read(work.reads)
                 seen = self._runner.draft(work.drafts)
@@ -158,6 +165,8 @@ class Engine:
             except BaseException:
                 self._back(left.values())
                 raise
+            finally:
+                self._busy = False
             return True
 
     def take(self, numbers: Sequence[int]) -> tuple[int, Item] | None:
@@ -192,6 +201,11 @@ class Engine:
         one.
         """
         self._dropped.extend(numbers)
+
+    def _free(self) -> None:
+        """The lock lets a thread in that has it: a rule, in the middle of a step."""
+        if self._busy:
+            raise InputError("a rule cannot ask the model whose step it decides; ask another one")
 
     def _reap(self) -> None:
         while self._dropped:
@@ -238,6 +252,15 @@ class Engine:
                 )
             else:
                 self._runner.restart(row)
+
+
+@contextmanager
+def _mode() -> Iterator[None]:
+    """No gradients, whatever the caller's mode: rows are written in any thread's steps, and what is
+    made in inference mode could be written nowhere else.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 class Captured:

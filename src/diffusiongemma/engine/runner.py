@@ -51,12 +51,14 @@ class Seen:
 
     Attributes:
         done: whether its canvas is stable and sure.
-        hidden_BLD: of its canvas, B = 1.
-        readout: of its canvas.
+        place: of its canvas in the step.
+        hidden_BLD: of all canvases of the step.
+        readout: of all canvases of the step.
         error: why the row cannot go on; the rest is then of no use.
     """
 
     done: bool = False
+    place: int = 0
     hidden_BLD: Tensor | None = None
     readout: Readout | None = None
     error: Exception | None = None
@@ -206,9 +208,11 @@ class Runner:
         """See `told.look`."""
         seat = self.seats[row.id]
         assert seen.hidden_BLD is not None and seen.readout is not None
-        given = (row, self.drafts, seat.slot, seat.recipe.config, seen.hidden_BLD, seen.readout)
+        hidden_BLD = seen.hidden_BLD[seen.place : seen.place + 1]
+        given = (row, self.drafts, seat.slot, seat.recipe.config, hidden_BLD)
         replace = partial(self._replace, row, row.canvas)
-        return told.look(*given, done=seen.done, last=last, replace=replace)
+        readout = seen.readout.row(seen.place)
+        return told.look(*given, readout, done=seen.done, last=last, replace=replace)
 
     def _replace(self, row: Row, canvas: int, canvas_BL: Tensor) -> None:
         """Another canvas in place of the one that a row's next step would see."""
@@ -243,8 +247,7 @@ class Runner:
         found = {}
         for place, (row, flag) in enumerate(zip(rows, part.flags_B.tolist(), strict=True)):
             broken = told.broken(row, self.model.dtype) if flag & BROKEN else None
-            hidden = hidden_BLD[place : place + 1]
-            found[row.id] = Seen(bool(flag & DONE), hidden, readout.row(place), broken)
+            found[row.id] = Seen(bool(flag & DONE), place, hidden_BLD, readout, broken)
         return found
 
     def _context(self, seats: Sequence[Seat]) -> Context:
