@@ -123,6 +123,7 @@ def _options(dice: random.Random, case: Case) -> dict[str, Any]:
         options["stability_threshold"] = dice.randint(0, 2)
     if dice.random() < 0.3:
         options["canvas_length"] = dice.choice([1, 3, 8])
+        options.setdefault("max_new_tokens", 30)  # one by one to a context's end takes minutes
     return options
 
 
