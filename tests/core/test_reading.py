@@ -64,7 +64,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     assert read_bytes(path) is None and read_text(path) is None and find_json(path) is None
     with pytest.raises(CheckpointError, match=r"has no a\.json; is it a checkpoint\?"):
         read_json(path)
-    with pytest.raises(CheckpointError, match="cannot be read: embedded null byte; check"):
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*embedded null .*; check"):
         read_bytes(tmp_path / "a\0b")
 
 

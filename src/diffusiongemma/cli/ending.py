@@ -7,6 +7,7 @@ import _thread
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -37,10 +38,17 @@ def unwinding() -> Iterator[None]:
         number = _number(found.exc_value)
         if number is None:
             before(found)
-        else:  # not from here, where it would be dropped as well
-            again = threading.Timer(_SOON_S, _thread.interrupt_main, (number,))
-            again.daemon = True
-            again.start()
+            return
+        here = [True]  # where it would be dropped as well
+
+        def again() -> None:
+            time.sleep(_SOON_S)
+            while here[0]:  # a busy machine may keep a process from going on for long
+                time.sleep(_SOON_S)
+            _thread.interrupt_main(number)
+
+        _thread.start_new_thread(again, ())
+        here[0] = False
 
     sys.unraisablehook = dropped
     try:
