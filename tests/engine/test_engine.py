@@ -135,6 +135,23 @@ def test_an_answer_within_the_steps_of_another(speaks_ids: dg.Gemma) -> None:
     assert all(map(torch.equal, seen, plain)) and len(seen) == len(plain)
 
 
+def test_a_canvas_is_replaced_before_the_next_step_whatever_is_asked_between(
+    speaks_ids: dg.Gemma,
+) -> None:
+    """A row whose reader has not come back for more is not stepped by others."""
+
+    def walked(between: bool) -> list[list[int]]:
+        seen = []
+        for step in speaks_ids.steps(PROMPT, seed=1, **QUICK):
+            seen.append(step.before_BL[0].tolist())
+            if between:
+                speaks_ids.generate([3, 4], seed=8, **QUICK)
+            step.replace(step.step.canvas_BL.flip(-1))
+        return seen
+
+    assert walked(between=True) == walked(between=False)
+
+
 def test_steps_that_are_kept_stay_as_they_were(speaks_ids: dg.Gemma) -> None:
     kept = list(speaks_ids.steps(PROMPT, seed=1, **QUICK))
     for number, step in enumerate(speaks_ids.steps(PROMPT, seed=1, **QUICK)):
