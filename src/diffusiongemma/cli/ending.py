@@ -45,7 +45,7 @@ def unwinding() -> Iterator[None]:
             time.sleep(_SOON_S)
             while here[0]:  # a busy machine may keep a process from going on for long
                 time.sleep(_SOON_S)
-            _thread.interrupt_main(number)
+            _thread.interrupt_main(signal.Signals(number))
 
         _thread.start_new_thread(again, ())
         here[0] = False
